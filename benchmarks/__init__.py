@@ -1,0 +1,1 @@
+"""Benchmarks: every public figure of the project is produced by a script in this folder."""

@@ -1,0 +1,142 @@
+// The Python module mfdmc_fast._cpu: checks the arrays, releases the GIL, calls a kernel. Nothing else uses pybind11.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/score_pairs.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+// With py::arg().noconvert() an array of another dtype or layout is refused instead of copied.
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+using Indices = Array<std::int64_t>;
+
+void check_shape(const std::string& name, const py::array& array, std::initializer_list<py::ssize_t> shape) {
+  if (array.ndim() == static_cast<py::ssize_t>(shape.size()) && std::equal(shape.begin(), shape.end(), array.shape()))
+    return;
+  std::string expected, found;
+  for (py::ssize_t size : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(size);
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+    found += (axis ? ", " : "") + std::to_string(array.shape(axis));
+  throw py::value_error(name + " must have shape [" + expected + "], not [" + found + "]");
+}
+
+mfdmc::Combine parse_combine(const std::string& combine) {
+  if (combine == "concat") return mfdmc::Combine::concat;
+  if (combine == "sum") return mfdmc::Combine::sum;
+  throw py::value_error("combine must be \"concat\" or \"sum\", not \"" + combine + "\"");
+}
+
+// The side that the arrays form, checked against each other. Fills `offsets`, which the side refers to, as to the
+// arrays.
+template <typename T>
+mfdmc::Side<T> make_side(const std::string& name, const Array<T>& assignment_logits /* [n, S] */,
+                         const Array<T>& centers /* [S, d] */, const std::vector<std::int64_t>& n_clusters /* [V] */,
+                         const std::optional<Array<T>>& bias /* [n] */,
+                         std::vector<std::int64_t>& offsets /* [V + 1] */) {
+  if (n_clusters.empty()) throw py::value_error(name + ".n_clusters must name at least one view");
+  offsets = {0};
+  for (std::int64_t clusters : n_clusters) {
+    if (clusters < 1) throw py::value_error(name + ".n_clusters must be at least 1 in every view");
+    offsets.push_back(offsets.back() + clusters);
+  }
+  const py::ssize_t n_entities = assignment_logits.ndim() ? assignment_logits.shape(0) : 0;
+  const py::ssize_t view_dim = centers.ndim() ? centers.shape(centers.ndim() - 1) : 0;
+  check_shape(name + ".assignment_logits", assignment_logits, {n_entities, offsets.back()});
+  check_shape(name + ".centers", centers, {offsets.back(), view_dim});
+  if (bias) check_shape(name + ".bias", *bias, {n_entities});
+  return {assignment_logits.data(),
+          centers.data(),
+          bias ? bias->data() : nullptr,
+          offsets.data(),
+          n_entities,
+          offsets.back(),
+          static_cast<std::int64_t>(n_clusters.size()),
+          view_dim};
+}
+
+template <typename T>
+void score_pairs(const Array<T>& user_logits /* [n_users, S_user] */, const Array<T>& user_centers /* [S_user, d] */,
+                 const std::vector<std::int64_t>& user_n_clusters /* [V] */,
+                 const std::optional<Array<T>>& user_bias /* [n_users] */,
+                 const Array<T>& item_logits /* [n_items, S_item] */, const Array<T>& item_centers /* [S_item, d] */,
+                 const std::vector<std::int64_t>& item_n_clusters /* [V] */,
+                 const std::optional<Array<T>>& item_bias /* [n_items] */, double global_mean,
+                 const Indices& user_idx /* [B] */, const Indices& item_idx /* [B] */, const std::string& combine,
+                 int n_threads, Array<T>& predictions /* [B] */) {
+  const mfdmc::Combine how = parse_combine(combine);
+  std::vector<std::int64_t> user_offsets, item_offsets;
+  const mfdmc::Side<T> user = make_side("user", user_logits, user_centers, user_n_clusters, user_bias, user_offsets);
+  const mfdmc::Side<T> item = make_side("item", item_logits, item_centers, item_n_clusters, item_bias, item_offsets);
+  if (user.n_views != item.n_views || user.view_dim != item.view_dim)
+    throw py::value_error("user and item must have the same number of views and the same view_dim");
+  if (user_bias.has_value() != item_bias.has_value())
+    throw py::value_error("either both sides have a bias or none has");
+  check_shape("user_idx", user_idx, {user_idx.size()});
+  check_shape("item_idx", item_idx, {user_idx.size()});
+  check_shape("predictions", predictions, {user_idx.size()});
+  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
+  T* const out = predictions.mutable_data();  // raises if the array is read-only
+  const std::int64_t* const users = user_idx.data();
+  const std::int64_t* const items = item_idx.data();
+  const std::int64_t n_pairs = user_idx.size();
+  py::gil_scoped_release release;
+  mfdmc::score_pairs(user, item, global_mean, users, items, n_pairs, how, n_threads, out);
+}
+
+template <typename T>
+void define_score_pairs(py::module_& module) {
+  module.def("score_pairs", &score_pairs<T>, py::arg("user_logits").noconvert(), py::arg("user_centers").noconvert(),
+             py::arg("user_n_clusters"), py::arg("user_bias").noconvert(), py::arg("item_logits").noconvert(),
+             py::arg("item_centers").noconvert(), py::arg("item_n_clusters"), py::arg("item_bias").noconvert(),
+             py::arg("global_mean"), py::arg("user_idx").noconvert(), py::arg("item_idx").noconvert(),
+             py::arg("combine"), py::arg("n_threads"), py::arg("predictions").noconvert(),
+             "Writes global_mean + biases + z_u . z_i of B (user, item) pairs into predictions [B].");
+}
+
+py::dict build_info() {
+  py::dict info;
+#if defined(__clang__)
+  info["compiler"] = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " __VERSION__;
+#else
+  info["compiler"] = "unknown";
+#endif
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+#if defined(__AVX512F__)
+  info["simd"] = "avx512";
+#elif defined(__AVX2__)
+  info["simd"] = "avx2";
+#elif defined(__SSE2__)
+  info["simd"] = "sse2";
+#elif defined(__ARM_NEON)
+  info["simd"] = "neon";
+#else
+  info["simd"] = "none";
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "CPU kernels of mfdmc_fast; called through mfdmc_fast.ops.native alone.";
+  module.def("build_info", &build_info, "Compiler, OpenMP and instruction set that this module was built with.");
+  define_score_pairs<float>(module);
+  define_score_pairs<double>(module);
+}

@@ -1,0 +1,5 @@
+"""The `mfdmc` command."""
+
+from mfdmc_fast.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,395 @@
+"""The commands of `mfdmc`. Each reads options, calls the Python interface, and prints through `Output`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import mfdmc_fast
+from mfdmc_fast.cli.options import DataOptions, ModelOptions, with_data_options, with_model_options
+from mfdmc_fast.cli.output import Output, errors_to_exit_codes
+from mfdmc_fast.config import MFDMCConfig
+from mfdmc_fast.data import holdout, make_planted_ratings
+from mfdmc_fast.errors import DataError
+from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator, load_model
+from mfdmc_fast.evaluate import FoldResult, cross_validate, fold_result
+from mfdmc_fast.files import check_writable, replacing
+
+app = typer.Typer(
+    name="mfdmc",
+    help="Interpretable matrix factorization of ratings with dynamic multi-view clustering.\n\n"
+    "Try it:  mfdmc demo\n\n"
+    "Own data:  mfdmc train ratings.csv --test holdout:0.1 --out model.safetensors",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON line on standard output")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes")]
+RatingsPath = Annotated[Path, typer.Argument(help="ratings: text, .gz, Parquet or Arrow", show_default=False)]
+ModelPath = Annotated[Path, typer.Argument(help="model file that `mfdmc train` wrote", show_default=False)]
+
+
+def main() -> None:
+    """Entry point of the `mfdmc` command."""
+    app()
+
+
+def _command(name: str, examples: list[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a command with examples under its help and with our exit codes."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(**values: Any) -> Any:
+            with errors_to_exit_codes():
+                return function(**values)
+
+        # blank lines, because rich would join the examples to one paragraph
+        epilog = "\n\n".join(["[bold]Examples[/]", *(f"  {example}" for example in examples)])
+        app.command(name, epilog=epilog)(run)
+        return function
+
+    return register
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    if version:
+        typer.echo(mfdmc_fast.__version__)
+        raise typer.Exit
+
+
+@_command(
+    "train",
+    [
+        "mfdmc train ratings.csv --test holdout:0.1 --out model.safetensors",
+        "mfdmc train u1.base --test u1.test --out model.safetensors --json",
+        "mfdmc train ratings.parquet --test column:fold=1 --epochs 80 --out model.safetensors",
+        "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
+    ],
+)
+@with_model_options
+@with_data_options
+def train(
+    ratings: RatingsPath,
+    out: Annotated[Path, typer.Option(help="model file to write", show_default=False)],
+    settings: ModelOptions,
+    data: DataOptions,
+    test: Annotated[
+        str | None,
+        typer.Option(help="test ratings: a file, holdout:FRACTION, last (by time, per user) or column:NAME=VALUE"),
+    ] = None,
+    validation: Annotated[Path | None, typer.Option(help="file of ratings to watch each epoch")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Train a model on a ratings file, write it, and evaluate it on test ratings if there are any."""
+    output = Output(as_json=as_json, quiet=quiet)
+    estimator = settings.estimator()
+    check_writable(out)
+    training, testing = data.split(ratings, test, settings.seed)
+    watched = None if validation is None else data.read(validation)
+    output.note(f"{len(training):,} training ratings from {ratings}")
+    model = estimator.fit(
+        training, validation=watched, rating_scale=data.rating_scale, callbacks=output.progress("training")
+    )
+    model.save(out)
+    result = None if testing is None else fold_result("test", model, testing)
+    history = model.history_
+    values: dict[str, Any] = {
+        "model": settings.model_name,
+        "out": str(out),
+        "rmse": result.rmse if result else None,
+        "mae": result.mae if result else None,
+        "epochs": history.kept_epoch,
+        "seconds": round(history.seconds, 3),
+        "clusters_user": model.model_.clusters("user"),
+        "clusters_item": model.model_.clusters("item"),
+        "pruned": sum(event.epoch <= history.kept_epoch for event in history.prune_events),
+        "users": len(model.users_),
+        "items": len(model.items_),
+        "ratings": len(training),
+        "bad_rows_skipped": training.report.bad_rows_skipped,
+        "repeated_pairs": training.report.repeated_pairs,
+        "test_ratings": None if testing is None else len(testing),
+        "unknown_users": result.unknown_users if result else None,
+        "unknown_items": result.unknown_items if result else None,
+        "valid_rmse": history.epochs[history.kept_epoch - 1].valid_rmse,
+        "backend": history.backend,
+        "batch_size": history.batch_size,
+        "stop_reason": history.stop_reason,
+        "seed": settings.seed,
+    }
+    output.result(values, lambda: _show_values(output, f"{out} written", values))
+
+
+@_command("evaluate", ["mfdmc evaluate model.safetensors u1.test", "mfdmc evaluate model.safetensors u1.test --json"])
+@with_data_options
+def evaluate(
+    model: ModelPath, ratings: RatingsPath, data: DataOptions, as_json: JsonFlag = False, quiet: QuietFlag = False
+) -> None:
+    """RMSE and MAE of a model on a ratings file."""
+    output = Output(as_json=as_json, quiet=quiet)
+    values = load_model(model).evaluate(data.read(ratings))
+    output.result(values, lambda: _show_values(output, f"{model} on {ratings}", values))
+
+
+@_command(
+    "crossval",
+    [
+        "mfdmc crossval ml-100k --folds official",
+        "mfdmc crossval ratings.csv --folds 5 --seed 1 --json",
+        "mfdmc crossval ratings.parquet --folds column:fold --model funkmf",
+    ],
+)
+@with_model_options
+@with_data_options
+def crossval(
+    ratings: Annotated[
+        Path, typer.Argument(help="ratings file, or the folder of the official folds", show_default=False)
+    ],
+    settings: ModelOptions,
+    data: DataOptions,
+    folds: Annotated[
+        str, typer.Option(help="a number; column:NAME, one fold per value; official: u1.base, u1.test … in a folder")
+    ] = "5",
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Cross-validate: train on all folds but one, evaluate on that one, for each fold. Reports the last epoch."""
+    output = Output(as_json=as_json, quiet=quiet)
+    estimator = settings.estimator()
+    result = cross_validate(
+        estimator,
+        data.folds(ratings, folds, settings.seed),
+        rating_scale=data.rating_scale,
+        callbacks_for=lambda fold: output.progress(f"fold {fold}"),
+        on_fold=lambda fold: output.note(f"fold {fold.fold}: RMSE {fold.rmse:.4f} in {fold.seconds:.1f} s"),
+    )
+
+    def show() -> None:
+        output.table(
+            f"{settings.model_name}, {len(result.folds)} folds: RMSE {result.mean_rmse:.4f} ± {result.std_rmse:.4f},"
+            f" MAE {result.mean_mae:.4f}, {result.seconds:.0f} s",
+            ["fold", "RMSE", "MAE", "epochs", "seconds", "clusters left", "pruned"],
+            [_fold_row(fold) for fold in result.folds],
+        )
+
+    output.result({"model": settings.model_name, **result.to_dict()}, show)
+
+
+@_command(
+    "predict",
+    [
+        "mfdmc predict model.safetensors pairs.csv --out predictions.csv",
+        "mfdmc predict model.safetensors u1.test | head",
+    ],
+)
+@with_data_options
+def predict(
+    model: ModelPath,
+    pairs: Annotated[Path, typer.Argument(help="file with a user and an item column", show_default=False)],
+    data: DataOptions,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write; unset: standard output")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Predict ratings of (user, item) pairs as CSV: user, item, prediction, known (both were in training)."""
+    output = Output(as_json=as_json, quiet=quiet)
+    if as_json and out is None:
+        raise DataError("--json prints a summary on standard output; say with --out where the predictions go")
+    if out is not None:
+        check_writable(out)
+    fitted = load_model(model)
+    users, items = data.read_pairs(pairs)
+    predictions, known = fitted.predict(users, items, return_known=True)
+    lines = _csv_lines(
+        ["user", "item", "prediction", "known"], [users, items, [f"{p:.6g}" for p in predictions], known.astype(int)]
+    )
+    if out is None:
+        typer.echo(lines, nl=False)
+        return
+    with replacing(out) as temporary:
+        temporary.write_text(lines, encoding="utf-8")
+    values = {"out": str(out), "pairs": len(predictions), "unknown": int((~known).sum())}
+    output.result(values, lambda: _show_values(output, f"{out} written", values))
+
+
+@_command(
+    "recommend",
+    [
+        "mfdmc recommend model.safetensors --user 1 -n 5",
+        "mfdmc recommend model.safetensors --user 1 --user 7 --json",
+        "mfdmc recommend model.safetensors --all --out top10.csv",
+    ],
+)
+def recommend(
+    model: ModelPath,
+    user: Annotated[list[str] | None, typer.Option(help="raw user id; repeat for several", show_default=False)] = None,
+    all_users: Annotated[bool, typer.Option("--all", help="every user of the model")] = False,
+    n: Annotated[int, typer.Option("-n", min=1, help="items per user")] = 10,
+    include_seen: Annotated[bool, typer.Option("--include-seen", help="also items rated in training")] = False,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write: user, rank, item, score, known")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """The items with the highest predicted ratings for users."""
+    output = Output(as_json=as_json, quiet=quiet)
+    if bool(user) == all_users:
+        raise DataError("say for whom: --user ID (repeat for several) or --all")
+    if out is not None:
+        check_writable(out)
+    fitted = load_model(model)
+    users = fitted.users_.ids if all_users else user or []
+    top = fitted.recommend(users, n, exclude_seen=not include_seen)
+    known_users = np.atleast_1d(top.known)
+    rows = [
+        (u, rank, item, float(score), bool(known))
+        for u, items, scores, known in zip(users, top.items, top.scores, known_users, strict=True)
+        for rank, (item, score) in enumerate(zip(items, scores, strict=True), start=1)
+        if item is not None
+    ]
+    unknown = [str(u) for u, known in zip(users, known_users, strict=True) if not known]
+    if unknown:
+        output.note(f"not in training: {', '.join(unknown)}; they get the items with the highest bias")
+    columns = ["user", "rank", "item", "score", "known"]
+    if out is not None:
+        with replacing(out) as temporary:
+            temporary.write_text(_csv_lines(columns, list(zip(*rows, strict=True)) or [[]] * 5), encoding="utf-8")
+        values: dict[str, Any] = {"out": str(out), "users": len(users), "recommendations": len(rows)}
+        output.result(values, lambda: _show_values(output, f"{out} written", values))
+        return
+    listed = [
+        {
+            "user": _plain(u),
+            "known": bool(known),
+            "items": [
+                {"item": _plain(item), "score": round(float(score), 6)}
+                for item, score in zip(items, scores, strict=True)
+                if item is not None
+            ],
+        }
+        for u, items, scores, known in zip(users, top.items, top.scores, known_users, strict=True)
+    ]
+    output.result(
+        {"recommendations": listed},
+        lambda: output.table("recommendations", columns, [list(row) for row in rows]),
+    )
+
+
+@_command("demo", ["mfdmc demo", "mfdmc demo --seed 3 --out demo.safetensors"])
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="seed of the generated ratings and of training")] = 0,
+    out: Annotated[Path | None, typer.Option(help="keep the trained MFDMC model in this file")] = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Generate ratings with planted clusters in several views, train MFDMC and FunkMF on them, compare."""
+    output = Output(as_json=as_json, quiet=quiet)
+    if out is not None:
+        check_writable(out)
+    ratings = make_planted_ratings(seed=seed)
+    _, training, testing = holdout(ratings, 0.2, seed)
+    output.note(
+        f"generated {len(ratings):,} ratings with planted clusters; training on {len(training):,}, testing on the rest"
+    )
+    results = []
+    models: list[RatingEstimator] = [FunkMF(seed=seed), MFDMC(seed=seed)]
+    for model in models:
+        name = type(model).__name__
+        model.fit(training, callbacks=output.progress(f"training {name}"))
+        results.append(fold_result(name, model, testing))
+    mfdmc = models[-1]
+    if out is not None:
+        mfdmc.save(out)
+    values: dict[str, Any] = {
+        "ratings": len(ratings),
+        "mfdmc_rmse": results[1].rmse,
+        "funkmf_rmse": results[0].rmse,
+        "clusters_user": results[1].clusters_user,
+        "clusters_item": results[1].clusters_item,
+        "pruned": results[1].pruned,
+        "seconds": round(sum(r.seconds for r in results), 3),
+        "backend": mfdmc.history_.backend,
+    }
+    output.result(values, lambda: _show_demo(output, results, mfdmc, out))
+
+
+@_command("doctor", ["mfdmc doctor", "mfdmc doctor --json"])
+def doctor(as_json: JsonFlag = False) -> None:
+    """Versions, backends, and why a backend cannot be used here."""
+    from mfdmc_fast.cli.doctor import examine
+
+    output = Output(as_json=as_json, quiet=True)
+    report = examine()
+
+    def show() -> None:
+        output.table("versions", ["package", "version"], [[k, v] for k, v in report["versions"].items()])
+        output.table("machine", ["what", "value"], [[k, v] for k, v in report["machine"].items()])
+        output.table(
+            "backends",
+            ["backend", "ops", "state"],
+            [[name, ", ".join(b["ops"]), b["why_unavailable"] or "ready"] for name, b in report["backends"].items()],
+        )
+
+    output.result(report, show)
+
+
+def _show_values(output: Output, title: str, values: dict[str, Any]) -> None:
+    shown = [[name, value if value is not None else "-"] for name, value in values.items()]
+    output.table(title, ["", "value"], shown)
+
+
+def _fold_row(fold: FoldResult) -> list[Any]:
+    clusters = (
+        f"{sum(fold.clusters_user)} + {sum(fold.clusters_item)}" if fold.clusters_user and fold.clusters_item else "-"
+    )
+    return [fold.fold, fold.rmse, fold.mae, fold.epochs, f"{fold.seconds:.1f}", clusters, fold.pruned]
+
+
+def _show_demo(output: Output, results: list[FoldResult], mfdmc: RatingEstimator, out: Path | None) -> None:
+    output.table(
+        "test ratings of planted data",
+        ["model", "RMSE", "MAE", "epochs", "seconds", "clusters left", "pruned"],
+        [_fold_row(result) for result in results],
+    )
+    for side in ("user", "item"):
+        counts = getattr(results[1], f"clusters_{side}")
+        output.out.print(f"clusters of each {side} view: {counts}, from {[MFDMCConfig.n_clusters] * len(counts)}")
+    events = mfdmc.history_.prune_events
+    if events:
+        output.table(
+            f"first of {len(events)} pruned clusters",
+            ["after epoch", "side", "view", "cluster", "mean weight"],
+            [[e.epoch, e.side, e.view, e.cluster, e.usage] for e in events[:8]],
+        )
+    output.out.print(
+        "Both models have their default settings, chosen on MovieLens-100k."
+        " Next: mfdmc train RATINGS --out model.safetensors"
+        if out is None
+        else f"Next: mfdmc recommend {out} --user 1"
+    )
+
+
+def _csv_lines(columns: list[str], values: list[Any]) -> str:
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*values, strict=True))
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,88 @@
+"""What commands print: one JSON line or tables on standard output; progress, notes and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mfdmc_fast.errors import BackendUnavailable, ConfigError, DataError, MFDMCError, ModelFileError, TrainingDiverged
+from mfdmc_fast.progress import ProgressBar
+from mfdmc_fast.training import Callback
+
+# documented in the README; 2 is also what typer uses for a wrong command line
+_EXIT_CODES: tuple[tuple[type[MFDMCError], int], ...] = (
+    (ConfigError, 2),
+    (DataError, 3),
+    (ModelFileError, 4),
+    (TrainingDiverged, 5),
+    (BackendUnavailable, 6),
+    (MFDMCError, 1),
+)
+_INTERRUPTED = 130
+
+
+class Output:
+    """Where a command's words go.
+
+    Args:
+        as_json: print one JSON line at the end and no tables.
+        quiet: no progress and no notes.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.out = Console()
+        self.err = Console(stderr=True)
+
+    def result(self, values: dict[str, Any], show: Callable[[], None]) -> None:
+        """Print the result: as one JSON line, or by calling `show`."""
+        if self.as_json:
+            print(json.dumps(values, allow_nan=False), flush=True)
+        else:
+            show()
+
+    def note(self, text: str) -> None:
+        """A line for people on standard error."""
+        if not self.quiet:
+            self.err.print(escape(text), style="dim", highlight=False)
+
+    def progress(self, label: str) -> list[Callback]:
+        """Callbacks that show training."""
+        return [] if self.quiet else [ProgressBar(self.err, label)]
+
+    def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """A table on standard output; numbers to the right."""
+        table = Table(title=escape(title), title_justify="left")
+        for k, column in enumerate(columns):
+            numeric = bool(rows) and all(isinstance(row[k], (int, float)) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(f"{x:.4f}" if isinstance(x, float) else escape(str(x)) for x in row))
+        self.out.print(table)
+
+
+@contextmanager
+def errors_to_exit_codes() -> Iterator[None]:
+    """Turn the package's errors into one line on standard error and the documented exit code."""
+    try:
+        yield
+    except MFDMCError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind))) from error
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; nothing was written", highlight=False)
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        # the reader of our output, such as head, went away: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None

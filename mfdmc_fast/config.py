@@ -1,0 +1,195 @@
+"""Frozen, validated settings. One list of names and defaults for Python, the CLI, TOML files and model files.
+
+The command line and the estimators take their options and defaults from here; `help` texts in the field metadata are
+what `mfdmc train --help` shows. A loss weight is a number, or a schedule written `start:end:epochs`: linear from
+`start` in the first epoch to `end` in epoch `epochs`, constant afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mfdmc_fast.errors import ConfigError
+
+WeightSchedule = Union[float, str]
+
+
+def _option(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"help": description})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of the training loop that every model shares."""
+
+    epochs: int = _option(60, "passes over the training ratings")
+    batch_size: int | None = _option(
+        None, "ratings per step; unset: the power of two nearest to 1/20 of the training ratings, at least 1,024"
+    )
+    learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = _option(
+        "cosine", "how learning rates change over the run"
+    )
+    validation_fraction: float = _option(0.0, "share of the ratings held out to watch each epoch; 0 = none")
+    patience: int | None = _option(
+        None, "stop after this many epochs without a better validation RMSE; unset: never stop early"
+    )
+    keep: Literal["last", "best"] = _option(
+        "last", "which epoch's parameters the fitted model has; best = lowest validation RMSE"
+    )
+    seed: int = _option(0, "seed of initial values, batches and the validation split")
+    backend: str = _option("auto", "family of kernels: auto, cpu or reference")
+    device: str = _option("cpu", "torch device of the parameters, such as cpu or cuda")
+
+    def __post_init__(self) -> None:
+        _coerce_fields(self)
+        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        _require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more")
+        _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class MFDMCConfig(TrainingConfig):
+    """Settings of MFDMC. Defaults were chosen on a validation split of MovieLens-100k's u1.base only."""
+
+    n_views: int = _option(8, "independent clusterings of users and of items")
+    n_clusters: int = _option(10, "clusters of each view before pruning")
+    view_dim: int = _option(4, "length of one cluster center")
+    combine: Literal["concat", "sum"] = _option("concat", "how the views form an embedding")
+    biases: bool = _option(True, "add global mean, user and item biases to the dot product")
+    center_scale: float = _option(1.0, "standard deviation of the initial centers")
+    logit_scale: float = _option(0.5, "standard deviation of the initial assignment logits")
+    learning_rate: float = _option(0.03, "Adam's step for assignment logits")
+    learning_rate_centers: float = _option(0.06, "Adam's step for centers")
+    learning_rate_biases: float = _option(0.01, "Adam's step for biases")
+    weight_spread: WeightSchedule = _option(0.05, "loss weight: centers of a view keep apart")
+    spread_margin: float = _option(1.0, "distance from which on two centers do not repel each other")
+    weight_proximity: WeightSchedule = _option("0:0.01:30", "loss weight: embeddings lie near their centers")
+    weight_entropy: WeightSchedule = _option("0:0.02:30", "loss weight: assignments are sharp")
+    weight_l2: WeightSchedule = _option(0.14, "loss weight: squared length of embeddings")
+    weight_bias_l2: WeightSchedule = _option(0.01, "loss weight: squared biases")
+    prune: bool = _option(True, "remove poorly used clusters")
+    prune_start: int = _option(40, "first epoch after which clusters are pruned")
+    prune_threshold: float = _option(0.05, "clusters whose mean assignment weight is below this go")
+    min_clusters: int = _option(2, "clusters that pruning leaves in every view")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("n_views", "n_clusters", "view_dim", "min_clusters", "prune_start"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("center_scale", "logit_scale", "spread_margin"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("learning_rate", "learning_rate_centers", "learning_rate_biases"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 <= self.prune_threshold < 1, "prune_threshold", self.prune_threshold, "in [0, 1)")
+        for name in ("weight_spread", "weight_proximity", "weight_entropy", "weight_l2", "weight_bias_l2"):
+            weight_at(getattr(self, name), 1, name)
+
+
+@dataclass(frozen=True)
+class FunkMFConfig(TrainingConfig):
+    """Settings of FunkMF: rating = global mean + biases + dot product of free factors, squared error with L2."""
+
+    epochs: int = _option(40, "passes over the training ratings")
+    n_factors: int = _option(32, "length of the user and item vectors")
+    biases: bool = _option(True, "add global mean, user and item biases to the dot product")
+    factor_scale: float = _option(0.1, "standard deviation of the initial factors")
+    learning_rate: float = _option(0.01, "Adam's step for factors")
+    learning_rate_biases: float = _option(0.01, "Adam's step for biases")
+    weight_l2: WeightSchedule = _option(0.12, "loss weight: squared length of embeddings")
+    weight_bias_l2: WeightSchedule = _option(0.01, "loss weight: squared biases")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.n_factors >= 1, "n_factors", self.n_factors, "1 or more")
+        _require(self.factor_scale >= 0, "factor_scale", self.factor_scale, "0 or more")
+        for name in ("learning_rate", "learning_rate_biases"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("weight_l2", "weight_bias_l2"):
+            weight_at(getattr(self, name), 1, name)
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
+
+
+def config_from_dict(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """A config from plain values; unknown names raise `ConfigError` listing the known ones."""
+    known = [f.name for f in dataclasses.fields(kind)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown setting {', '.join(unknown)}; known are: {', '.join(known)}")
+    return kind(**values)
+
+
+def weight_at(schedule: WeightSchedule, epoch: int, name: str = "weight") -> float:
+    """Value of a loss weight in an epoch (the first is 1).
+
+    Args:
+        schedule: a number, or `start:end:epochs`.
+
+    Raises:
+        ConfigError: not a schedule, negative or not finite.
+    """
+    parts = schedule.split(":") if isinstance(schedule, str) else [schedule]
+    try:
+        numbers = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        numbers = []
+    if len(numbers) not in (1, 3) or any(not math.isfinite(x) or x < 0 for x in numbers):
+        raise ConfigError(f"{name} = {schedule!r}: write a number of 0 or more, or start:end:epochs such as 0:0.05:30")
+    if len(numbers) == 1:
+        return numbers[0]
+    start, end, epochs = numbers
+    progress = 1.0 if epochs <= 1 else min(1.0, (epoch - 1) / (epochs - 1))
+    return start + (end - start) * progress
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {value!r}: must be {allowed}")
+
+
+def _coerce_fields(config: TrainingConfig) -> None:
+    """Check each field against its annotation; integers and numeric scalars of numpy become plain Python numbers."""
+    hints = get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value = _coerce(f.name, getattr(config, f.name), hints[f.name])
+        object.__setattr__(config, f.name, value)
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        _require(value in get_args(hint), name, value, "one of " + ", ".join(map(repr, get_args(hint))))
+        return value
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    item = getattr(value, "item", None)  # numpy and torch scalars
+    if callable(item) and not isinstance(value, (int, float, str)):
+        try:
+            value = item()
+        except (TypeError, ValueError, RuntimeError):
+            raise ConfigError(f"{name} = {value!r}: must be a single value") from None
+    if isinstance(value, bool):
+        _require(bool in kinds, name, value, "a number" if {int, float} & set(kinds) else "a text")
+        return value
+    if int in kinds and isinstance(value, int):
+        return value
+    if int in kinds and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if float in kinds and isinstance(value, (int, float)):
+        _require(math.isfinite(value), name, value, "finite")
+        return float(value)
+    if str in kinds and isinstance(value, str):
+        return value
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "unset"}
+    raise ConfigError(f"{name} = {value!r}: must be {' or '.join(names[kind] for kind in kinds)}")

@@ -1,0 +1,27 @@
+"""Ratings: reading, splitting, ids and synthetic data."""
+
+from mfdmc_fast.data.batches import Batch, BatchIterator
+from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.ratings import Ratings, ReadReport
+from mfdmc_fast.data.readers import read_pairs, read_ratings
+from mfdmc_fast.data.splits import Split, column_folds, holdout, kfold, leave_last_out, official_folds
+from mfdmc_fast.data.synthetic import make_planted_ratings
+from mfdmc_fast.data.vocabulary import Vocabulary
+
+__all__ = [
+    "Batch",
+    "BatchIterator",
+    "Ratings",
+    "RatingsDataset",
+    "ReadReport",
+    "Split",
+    "Vocabulary",
+    "column_folds",
+    "holdout",
+    "kfold",
+    "leave_last_out",
+    "make_planted_ratings",
+    "official_folds",
+    "read_pairs",
+    "read_ratings",
+]

@@ -1,0 +1,141 @@
+"""Delimited text as a table of Arrow columns, with the line number of every row."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mfdmc_fast.data.columns import SourceTable
+from mfdmc_fast.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+HasNames = Callable[[list[str]], bool]
+
+_DELIMITERS = ("::", "\t", ",", ";", "|", " ")
+_UNIT_SEPARATOR = b"\x1f"
+# Appended to text: Arrow reads no single line without a line end, and a quote that is left open swallows this line,
+# which is otherwise reported as malformed: it is blank but not empty, so it has one field.
+_BLANK_LINE = b"\n\x1e\n"
+_MAX_TEXT_COLUMNS = 1024
+
+
+def parse_text(data: bytes, name: str, delimiter: str | None, has_names: HasNames, min_fields: int) -> SourceTable:
+    """The table in delimited text.
+
+    Args:
+        data: the bytes of the file, decompressed.
+        name: of the file, for messages.
+        delimiter: between fields, or None to detect it.
+        has_names: tells from the fields of the first line whether they are column names.
+        min_fields: the fewest fields of a line that a detected delimiter must give.
+
+    Raises:
+        DataError: empty, binary, or not to be split into fields.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = _to_utf8(data, name)
+    if not text.strip():
+        raise DataError("no ratings: the file is empty", source=name)
+    columns, lines, malformed = _split_fields(text, delimiter or _detect_delimiter(text, name, min_fields), name)
+    filled = np.logical_or.reduce([pc.not_equal(column, "").to_numpy() for column in columns])
+    names = None
+    if filled.any():
+        first = int(np.argmax(filled))
+        fields = [column[first].as_py() for column in columns]
+        if has_names(fields):
+            names, filled[first] = fields, False
+    if not filled.all():
+        columns, lines = [column.filter(pa.array(filled)) for column in columns], lines[filled]
+    return SourceTable(name, columns, names, lines, [(line, fault) for line, fault in malformed.items() if fault])
+
+
+def _split_fields(text: bytes, delimiter: str, name: str) -> tuple[list[pa.ChunkedArray], np.ndarray, dict[int, str]]:
+    """Columns of strings, their line numbers [n] int64, and the numbers and faults (blank lines: "") of other lines."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv
+
+    malformed: dict[int, str] = {}
+
+    def skip_line(line: csv.InvalidRow) -> str:
+        fault = f"{line.actual_columns} fields where the first line has {line.expected_columns}"
+        malformed[line.number] = fault if line.text.strip() else ""
+        return "skip"
+
+    quoted = b'"' in text and len(delimiter) == 1
+    text, separator = _with_byte_delimiter(text, delimiter)
+    # Arrow takes the number of fields from the first line, so that must not be a blank one.
+    n_blank = len(re.findall(rb"\r\n?|\n", text[: len(text) - len(text.lstrip())]))
+    # One thread, or Arrow tells no line numbers. All columns as strings: Arrow would guess types and lose "007".
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(text + _BLANK_LINE),
+            read_options=csv.ReadOptions(autogenerate_column_names=True, use_threads=False, skip_rows=n_blank),
+            parse_options=csv.ParseOptions(
+                delimiter=separator,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+                ignore_empty_lines=False,
+                invalid_row_handler=skip_line,
+            ),
+            convert_options=csv.ConvertOptions(column_types={f"f{at}": pa.string() for at in range(_MAX_TEXT_COLUMNS)}),
+        )
+    except pa.ArrowException as error:
+        message = f"cannot be parsed as text with delimiter {delimiter!r} ({error}){'; is a quote left open?' * quoted}"
+        raise DataError(message, source=name) from error
+    if table.num_columns > _MAX_TEXT_COLUMNS:
+        raise DataError(f"more than {_MAX_TEXT_COLUMNS} columns in the first line", source=name)
+    n_lines = n_blank + table.num_rows + len(malformed)
+    if quoted and table.num_columns > 1 and malformed.get(n_lines) != "":
+        raise DataError("a quote is left open in the last row that could be read", source=name, row=n_lines)
+    lines = np.setdiff1d(np.arange(n_blank + 1, n_lines + 1), list(malformed), assume_unique=True)
+    return [pc.utf8_trim_whitespace(column) for column in table.columns], lines, malformed
+
+
+def _to_utf8(data: bytes, name: str) -> bytes:
+    """The text as UTF-8 without a byte order mark; what is not UTF-8 is taken as latin-1."""
+    if b"\0" in data:
+        raise DataError("binary data or UTF-16, not text in UTF-8 or latin-1, Parquet or Arrow", source=name)
+    try:
+        if not data.isascii():
+            data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1").encode("utf-8")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _detect_delimiter(text: bytes, name: str, min_fields: int) -> str:
+    """The delimiter by which most of the first lines have the same number, at least `min_fields`, of fields."""
+    lines = [line for line in text[: 1 << 16].splitlines()[:20] if line.strip()]
+    lines = [re.sub(rb'"[^"]*"', b"q", line) for line in lines]
+    best, best_agreement = None, 0
+    for delimiter in _DELIMITERS:
+        counts = Counter(len(line.split(None if delimiter == " " else delimiter.encode())) for line in lines)
+        n_fields, agreement = counts.most_common(1)[0]
+        if n_fields >= min_fields and agreement > best_agreement:
+            best, best_agreement = delimiter, agreement
+    if best is None:
+        raise DataError(
+            f"no usual delimiter gives {min_fields} fields per line; pass delimiter= (--delimiter)", source=name
+        )
+    return best
+
+
+def _with_byte_delimiter(text: bytes, delimiter: str) -> tuple[bytes, str]:
+    """Rewrite the text for Arrow, which splits at every single byte of one kind; returns it with that delimiter."""
+    if delimiter == " ":
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\t", b" ")
+        while b"  " in text:
+            text = text.replace(b"  ", b" ")
+        return text.replace(b"\n ", b"\n").replace(b" \n", b"\n").strip(b" "), delimiter
+    if len(delimiter.encode()) > 1:
+        return text.replace(delimiter.encode(), _UNIT_SEPARATOR), _UNIT_SEPARATOR.decode()
+    return text, delimiter

@@ -1,0 +1,18 @@
+"""Every environment variable that the package reads, in one place.
+
+| variable | default | meaning |
+|---|---|---|
+| `MFDMC_BACKEND` | `auto` | backend used where a call or setting says `auto` |
+
+`MFDMC_NATIVE` and `MFDMC_CUDA` (`auto`, `on`, `off`) are read by setup.py at build time only; `MFDMC_DATA` names the
+folder of rating datasets for the tests and benchmarks.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def default_backend() -> str:
+    """Value of `MFDMC_BACKEND`, or `auto`."""
+    return os.environ.get("MFDMC_BACKEND") or "auto"

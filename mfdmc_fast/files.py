@@ -1,0 +1,54 @@
+"""Writing files so that nothing half-written is ever left behind."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mfdmc_fast.errors import DataError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, else removed.
+
+    Raises:
+        DataError: the folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    check_writable(target)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes private files; a result gets the permissions that any new file would
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise DataError(f"cannot be written: {error.strerror or error}", source=str(target)) from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `DataError` unless a file of this path can be created or replaced; worth asking before hours of work."""
+    target = Path(path)
+    if target.is_dir():
+        raise DataError("is a folder; give the name of a file", source=str(target))
+    if not target.parent.is_dir():
+        raise DataError(f"the folder {target.parent} does not exist; create it first", source=str(target))
+    if not os.access(target.parent, os.W_OK):
+        raise DataError(f"the folder {target.parent} cannot be written; choose another", source=str(target))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,259 @@
+"""The parameters as `torch.nn.Module`s: MFDMC with its two sides, FunkMF, and what training asks of any model."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, weight_at
+from mfdmc_fast.ops import dispatch, functional
+from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights, SideTensors
+
+SideName = Literal["user", "item"]
+SIDES: tuple[SideName, SideName] = ("user", "item")
+
+
+class RatingModel(nn.Module):
+    """What `training.fit`, the estimators and the baselines need of a model. Indices are rows, never raw ids.
+
+    Attributes:
+        config: the settings it was built with.
+        train_mean: mean training rating, rating points; what a pair of unknown entities gets.
+        global_mean: rating points, added to every prediction: `train_mean`, or 0 for models without biases.
+        n_entities: rows of each side.
+    """
+
+    config: TrainingConfig
+    train_mean: float
+    global_mean: float
+    n_entities: dict[SideName, int]
+
+    @abstractmethod
+    def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
+        """Loss terms of a batch (all [B]) with the weights of that epoch."""
+
+    @abstractmethod
+    def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        """Predicted ratings [B], not clipped, without gradients."""
+
+    @abstractmethod
+    def embeddings(self, side: SideName) -> Tensor:
+        """[n, D] embeddings of one side, without gradients."""
+
+    @abstractmethod
+    def bias(self, side: SideName) -> Tensor | None:
+        """[n] biases of one side, or None."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameter groups with their learning rates, as `torch.optim` takes them."""
+
+    @property
+    @abstractmethod
+    def training_backend(self) -> str:
+        """Name of the backend that `batch_loss` uses; raises `BackendUnavailable` where the wanted one cannot."""
+
+    def prunable_sides(self) -> dict[SideName, Side]:
+        """The sides whose clusters can be pruned; empty for models without clusters."""
+        return {}
+
+    def clusters(self, side: SideName) -> list[int] | None:
+        """Active clusters of each view, or None for models without clusters."""
+        found = self.prunable_sides().get(side)
+        return list(found.n_clusters) if found else None
+
+
+class Side(nn.Module):
+    """One side of MFDMC: n entities, V views with K_v clusters each, S = sum(K_v).
+
+    Attributes:
+        assignment_logits: [n, S] parameter, views side by side; columns of pruned clusters are gone, not masked.
+        centers: [S, d] parameter.
+        bias: [n] parameter, or None.
+        cluster_ids: original number of each surviving cluster, one tuple a view; pruning never renumbers.
+    """
+
+    def __init__(self, n: int, config: MFDMCConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        n_columns = config.n_views * config.n_clusters
+        self.assignment_logits = nn.Parameter(torch.randn(n, n_columns, generator=generator) * config.logit_scale)
+        self.centers = nn.Parameter(torch.randn(n_columns, config.view_dim, generator=generator) * config.center_scale)
+        self.bias = nn.Parameter(torch.zeros(n)) if config.biases else None
+        self.cluster_ids = tuple(tuple(range(config.n_clusters)) for _ in range(config.n_views))
+
+    @property
+    def n_clusters(self) -> tuple[int, ...]:
+        """Active clusters of each view."""
+        return tuple(len(ids) for ids in self.cluster_ids)
+
+    def tensors(self) -> SideTensors:
+        """The parameters as the ops take them."""
+        return SideTensors(self.assignment_logits, self.centers, self.n_clusters, self.bias)
+
+    def assignment_weights(self) -> list[Tensor]:
+        """Assignment weights of every entity, one [n, K_v] a view, without gradients."""
+        logits = self.assignment_logits.detach().split(self.n_clusters, dim=1)
+        return [torch.softmax(view_logits, dim=1) for view_logits in logits]
+
+
+class MFDMCModel(RatingModel):
+    """Matrix factorization with dynamic multi-view clustering, arXiv:2504.14565, as a module for own training loops.
+
+    rating(u, i) = global_mean + user_bias + item_bias + z_u · z_i, where z_e holds, for each view, the softmax-weighted
+    mean of the view's centers (Eq. 2 of the paper). Dot product, weighted centers, the loss terms' names and pruning
+    are the paper's; biases, the joining of views (`combine`), the terms' exact forms and the L2 terms are this
+    project's.
+
+    Args:
+        n_users, n_items: rows of the two sides.
+        config: hyper-parameters; initial values are drawn from `config.seed` alone.
+        train_mean: mean training rating.
+    """
+
+    config: MFDMCConfig
+
+    def __init__(self, n_users: int, n_items: int, config: MFDMCConfig, train_mean: float = 0.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.seed)
+        self.config = config
+        self.train_mean = train_mean
+        self.global_mean = train_mean if config.biases else 0.0
+        self.n_entities = {"user": n_users, "item": n_items}
+        self.user = Side(n_users, config, generator)
+        self.item = Side(n_items, config, generator)
+
+    def loss_weights(self, epoch: int) -> LossWeights:
+        """Weights of the loss terms in an epoch (the first is 1)."""
+        c = self.config
+        return LossWeights(
+            spread=weight_at(c.weight_spread, epoch),
+            proximity=weight_at(c.weight_proximity, epoch),
+            entropy=weight_at(c.weight_entropy, epoch),
+            l2=weight_at(c.weight_l2, epoch),
+            bias_l2=weight_at(c.weight_bias_l2, epoch),
+        )
+
+    def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
+        return functional.batch_loss(
+            self.user.tensors(),
+            self.item.tensors(),
+            self.global_mean,
+            user_idx,
+            item_idx,
+            ratings,
+            combine=self.config.combine,
+            weights=self.loss_weights(epoch),
+            spread_margin=self.config.spread_margin,
+            backend=self.config.backend,
+        )
+
+    def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        return functional.score_pairs(
+            self.user.tensors(),
+            self.item.tensors(),
+            self.global_mean,
+            user_idx,
+            item_idx,
+            combine=self.config.combine,
+            backend=self.config.backend,
+        )
+
+    @property
+    def training_backend(self) -> str:
+        centers = self.user.centers
+        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend).name
+
+    @torch.no_grad()
+    def embeddings(self, side: SideName) -> Tensor:
+        # the reference serves every backend here: one pass over a side, never in the training loop
+        return functional.embed(self._side(side).tensors(), combine=self.config.combine, backend="reference")
+
+    def bias(self, side: SideName) -> Tensor | None:
+        bias = self._side(side).bias
+        return None if bias is None else bias.detach()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        c = self.config
+        sides = (self.user, self.item)
+        groups: list[dict[str, Any]] = [
+            {"params": [s.assignment_logits for s in sides], "lr": c.learning_rate, "name": "assignment_logits"},
+            {"params": [s.centers for s in sides], "lr": c.learning_rate_centers, "name": "centers"},
+        ]
+        biases = [s.bias for s in sides if s.bias is not None]
+        if biases:
+            groups.append({"params": biases, "lr": c.learning_rate_biases, "name": "biases"})
+        return groups
+
+    def prunable_sides(self) -> dict[SideName, Side]:
+        return {"user": self.user, "item": self.item}
+
+    def _side(self, side: SideName) -> Side:
+        return self.user if side == "user" else self.item
+
+
+class FunkMFModel(RatingModel):
+    """FunkMF: rating(u, i) = global_mean + user_bias + item_bias + p_u · q_i with free factors.
+    Trained by squared error plus the same batch-mean L2 terms as MFDMC, so that only the embeddings differ.
+    """
+
+    config: FunkMFConfig
+
+    def __init__(self, n_users: int, n_items: int, config: FunkMFConfig, train_mean: float = 0.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.seed)
+        self.config = config
+        self.train_mean = train_mean
+        self.global_mean = train_mean if config.biases else 0.0
+        self.n_entities = {"user": n_users, "item": n_items}
+        size, scale = config.n_factors, config.factor_scale
+        self.user_factors = nn.Parameter(torch.randn(n_users, size, generator=generator) * scale)
+        self.item_factors = nn.Parameter(torch.randn(n_items, size, generator=generator) * scale)
+        self.user_bias = nn.Parameter(torch.zeros(n_users)) if config.biases else None
+        self.item_bias = nn.Parameter(torch.zeros(n_items)) if config.biases else None
+
+    def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
+        return functional.funkmf_loss(
+            FactorTensors(self.user_factors, self.user_bias),
+            FactorTensors(self.item_factors, self.item_bias),
+            self.global_mean,
+            user_idx,
+            item_idx,
+            ratings,
+            weights=LossWeights(
+                l2=weight_at(self.config.weight_l2, epoch), bias_l2=weight_at(self.config.weight_bias_l2, epoch)
+            ),
+            backend=self.config.backend,
+        )
+
+    @property
+    def training_backend(self) -> str:
+        return dispatch.choose(
+            "funkmf_loss", self.user_factors.device, self.user_factors.dtype, self.config.backend
+        ).name
+
+    @torch.no_grad()
+    def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        prediction = (self.user_factors[user_idx] * self.item_factors[item_idx]).sum(1)
+        for bias, idx in ((self.bias("user"), user_idx), (self.bias("item"), item_idx)):
+            if bias is not None:
+                prediction = prediction + bias[idx]
+        return prediction + self.global_mean
+
+    def embeddings(self, side: SideName) -> Tensor:
+        return (self.user_factors if side == "user" else self.item_factors).detach()
+
+    def bias(self, side: SideName) -> Tensor | None:
+        bias = self.user_bias if side == "user" else self.item_bias
+        return None if bias is None else bias.detach()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = [
+            {"params": [self.user_factors, self.item_factors], "lr": self.config.learning_rate, "name": "factors"}
+        ]
+        biases = [b for b in (self.user_bias, self.item_bias) if b is not None]
+        if biases:
+            groups.append({"params": biases, "lr": self.config.learning_rate_biases, "name": "biases"})
+        return groups

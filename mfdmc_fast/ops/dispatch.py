@@ -1,0 +1,115 @@
+"""Which backend runs an op: what is available, which is chosen, and the sentence why not.
+
+Choosing happens per call, by the device of the tensors. `auto` takes the first backend that can run the op and logs the
+choice once at INFO; an explicit name never falls back, it raises `BackendUnavailable`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mfdmc_fast import environment
+from mfdmc_fast.errors import BackendUnavailable, ConfigError
+from mfdmc_fast.ops import native, reference
+
+logger = logging.getLogger("mfdmc_fast")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One family of kernels.
+
+    Attributes:
+        name: what users write.
+        devices: torch device types it serves; None for all.
+        dtypes: dtypes it serves; None for every floating dtype.
+        ops: name of the op → launcher with the signature of the function of that name in `ops.reference`.
+        why_unavailable: None where the backend can run on this machine, else a sentence that says how to get it.
+    """
+
+    name: str
+    devices: frozenset[str] | None
+    dtypes: frozenset[torch.dtype] | None
+    ops: Mapping[str, Callable[..., Any]] = field(repr=False)
+    why_unavailable: Callable[[], str | None] = field(repr=False)
+
+    def why_not(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+        """None where this backend can run `op` on such tensors, else the reason as a sentence."""
+        if op not in self.ops:
+            return f"it has no kernel for {op}"
+        if self.devices is not None and device.type not in self.devices:
+            return f"it serves {', '.join(sorted(self.devices))} tensors, not {device.type}"
+        if self.dtypes is not None and dtype not in self.dtypes:
+            return f"it serves {', '.join(sorted(map(str, self.dtypes)))}, not {dtype}"
+        return self.why_unavailable()
+
+
+# in the order in which `auto` tries them
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend(
+            name="cpu",
+            devices=frozenset({"cpu"}),
+            dtypes=frozenset({torch.float32, torch.float64}),
+            ops={"score_pairs": native.score_pairs},
+            why_unavailable=native.why_unavailable,
+        ),
+        Backend(
+            name="reference",
+            devices=None,
+            dtypes=None,
+            ops={
+                "batch_loss": reference.batch_loss,
+                "embed": reference.embed,
+                "funkmf_loss": reference.funkmf_loss,
+                "score_pairs": reference.score_pairs,
+                "top_items": reference.top_items,
+            },
+            why_unavailable=lambda: None,
+        ),
+    )
+}
+
+
+def check_backend_name(name: str) -> None:
+    """Raise `ConfigError` unless `name` is `auto` or a known backend."""
+    if name != "auto" and name not in BACKENDS:
+        raise ConfigError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
+
+
+def choose(op: str, device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Backend:
+    """The backend that runs `op` on tensors of this device and dtype.
+
+    Args:
+        backend: a backend's name, or `auto` (then `MFDMC_BACKEND`, then the first that can).
+
+    Raises:
+        ConfigError: unknown name.
+        BackendUnavailable: the named backend cannot run the op; the message lists those that can.
+    """
+    requested = environment.default_backend() if backend == "auto" else backend
+    check_backend_name(requested)
+    refusals = {name: b.why_not(op, device, dtype) for name, b in BACKENDS.items()}
+    able = [name for name, reason in refusals.items() if reason is None]
+    if requested == "auto":
+        _log_choice(op, able[0], tuple((n, r) for n, r in refusals.items() if r is not None))
+        return BACKENDS[able[0]]
+    if refusals[requested] is not None:
+        raise BackendUnavailable(
+            f"backend {requested!r} cannot run {op}: {refusals[requested]}. Available for it here: {', '.join(able)}"
+        )
+    return BACKENDS[requested]
+
+
+@functools.cache
+def _log_choice(op: str, chosen: str, refused: tuple[tuple[str, str], ...]) -> None:
+    """Cached, so that each distinct choice is logged once per process."""
+    reasons = "".join(f"; not {name}: {reason}" for name, reason in refused)
+    logger.info("%s runs on backend %s%s", op, chosen, reasons)

@@ -1,0 +1,308 @@
+"""The public stateless functions: the contract of each op, its input checks, then dispatch to a backend.
+
+No index reaches a kernel unchecked. All functions are deterministic on CPU tensors: the same inputs give the same bits,
+for any number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mfdmc_fast.ops import dispatch
+from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+
+
+def batch_loss(
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    combine: Combine = "concat",
+    weights: LossWeights = LossWeights(),
+    spread_margin: float = 1.0,
+    backend: str = "auto",
+) -> LossTerms:
+    """Loss terms of one batch of ratings (the objective of MFDMC, arXiv:2504.14565, with the gaps filled by this
+    project).
+
+    The batch mean of an entity term is the sum over the two sides of the mean over the batch's ratings, so an entity
+    counts once per rating it has in the batch. An empty batch gives zeros.
+
+    Args:
+        user: parameters of the user side: assignment_logits [n_users, S_u], centers [S_u, d], bias [n_users] or None.
+        item: the same for items; both sides have equally many views and the same d, dtype and device.
+        global_mean: rating points, added to every prediction.
+        user_idx: [B] int64, rows of the user side; repeats allowed, any order.
+        item_idx: [B] int64, rows of the item side.
+        ratings: [B], dtype and device of the parameters.
+        combine: `concat` (views meet only their counterpart) or `sum`.
+        weights: weights of the terms in `total`.
+        spread_margin: distance between two centers of a view beyond which they do not repel each other.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        LossTerms of scalars. Gradients flow to logits, centers and biases through every term, not to ratings' indices.
+
+    Raises:
+        ValueError, TypeError, IndexError: shapes, dtypes or indices do not fit; the message names the argument.
+    """
+    _check_sides(user, item, combine)
+    _check_indices(len(user.assignment_logits), len(item.assignment_logits), user_idx, item_idx, user.centers.device)
+    _check_ratings(ratings, user_idx, user.centers)
+    if not spread_margin >= 0:
+        raise ValueError(f"spread_margin must be 0 or more, got {spread_margin}")
+    chosen = dispatch.choose("batch_loss", user.centers.device, user.centers.dtype, backend)
+    terms = chosen.ops["batch_loss"](
+        user,
+        item,
+        global_mean,
+        user_idx,
+        item_idx,
+        ratings,
+        combine=combine,
+        weights=weights,
+        spread_margin=spread_margin,
+    )
+    return cast(LossTerms, terms)
+
+
+def funkmf_loss(
+    user: FactorTensors,
+    item: FactorTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    weights: LossWeights = LossWeights(),
+    backend: str = "auto",
+) -> LossTerms:
+    """Loss terms of FunkMF: squared error of global_mean + biases + p_u · q_i, and the batch-mean L2 terms.
+
+    Args:
+        user: factors [n_users, n_factors] and bias [n_users] or None.
+        item: the same for items, same n_factors, dtype and device.
+        global_mean, user_idx, item_idx, ratings, backend: as in `batch_loss`.
+        weights: only `l2` and `bias_l2` are used; the others must be 0.
+
+    Returns:
+        LossTerms of scalars; `spread`, `proximity` and `entropy` are 0. Gradients flow to factors and biases.
+    """
+    for name, side in (("user", user), ("item", item)):
+        if side.factors.ndim != 2 or not side.factors.is_floating_point():
+            raise TypeError(f"{name}.factors must be a floating matrix [n, n_factors], got {list(side.factors.shape)}")
+        if side.bias is not None and side.bias.shape != (len(side.factors),):
+            raise ValueError(f"{name}.bias must be [{len(side.factors)}], got {list(side.bias.shape)}")
+    if user.factors.shape[1] != item.factors.shape[1] or (user.bias is None) != (item.bias is None):
+        raise ValueError("both sides must have the same n_factors, and a bias on both sides or on neither")
+    if any((weights.spread, weights.proximity, weights.entropy)):
+        raise ValueError("FunkMF has no clusters: weights.spread, proximity and entropy must be 0")
+    _check_indices(len(user.factors), len(item.factors), user_idx, item_idx, user.factors.device)
+    _check_ratings(ratings, user_idx, user.factors)
+    chosen = dispatch.choose("funkmf_loss", user.factors.device, user.factors.dtype, backend)
+    terms = chosen.ops["funkmf_loss"](user, item, global_mean, user_idx, item_idx, ratings, weights=weights)
+    return cast(LossTerms, terms)
+
+
+def score_pairs(
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    *,
+    combine: Combine = "concat",
+    backend: str = "auto",
+) -> Tensor:
+    """Predicted ratings z_u · z_i + global_mean + biases, not clipped. No gradients: use `batch_loss` to train.
+
+    Args: as in `batch_loss`.
+
+    Returns:
+        [B], dtype of the parameters.
+
+    Raises:
+        ValueError, TypeError, IndexError: shapes, dtypes or indices do not fit; the message names the argument.
+    """
+    _check_sides(user, item, combine)
+    _check_indices(len(user.assignment_logits), len(item.assignment_logits), user_idx, item_idx, user.centers.device)
+    chosen = dispatch.choose("score_pairs", user.centers.device, user.centers.dtype, backend)
+    with torch.no_grad():
+        return cast(
+            Tensor,
+            chosen.ops["score_pairs"](
+                _contiguous(user),
+                _contiguous(item),
+                global_mean,
+                user_idx.contiguous(),
+                item_idx.contiguous(),
+                combine=combine,
+            ),
+        )
+
+
+def embed(
+    side: SideTensors, rows: Tensor | None = None, *, combine: Combine = "concat", backend: str = "auto"
+) -> Tensor:
+    """Embeddings of entities, Eq. 2 of the paper with the views combined. Differentiable.
+
+    Args:
+        side: parameters of one side.
+        rows: [R] int64, or None for all n entities.
+        combine: `concat` or `sum`.
+
+    Returns:
+        [R, V*d] for `concat`, [R, d] for `sum`.
+    """
+    _check_side("side", side)
+    if rows is not None:
+        _check_rows("rows", rows, len(side.assignment_logits))
+    chosen = dispatch.choose("embed", side.centers.device, side.centers.dtype, backend)
+    return cast(Tensor, chosen.ops["embed"](side, rows, combine=combine))
+
+
+def top_items(
+    user_embeddings: Tensor,
+    item_embeddings: Tensor,
+    item_bias: Tensor | None,
+    n: int,
+    *,
+    exclude_offsets: Tensor | None = None,
+    exclude_items: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """The n items with the highest z_u · z_i + b_i for each user, best first; equal scores in item order.
+
+    What is constant for a user (global mean, user bias) does not change the order and is left to the caller.
+
+    Args:
+        user_embeddings: [U, D] floating.
+        item_embeddings: [M, D], same dtype and device.
+        item_bias: [M] or None.
+        n: items wanted per user, at least 1; at most M are returned.
+        exclude_offsets: [U + 1] int64, or None; user u must not get exclude_items[offsets[u] : offsets[u + 1]].
+        exclude_items: int64 rows of items; given exactly when `exclude_offsets` is.
+
+    Returns:
+        (items [U, min(n, M)] int64, scores [U, min(n, M)]). Where a user has fewer candidates left, the tail is item -1
+        with score -inf.
+    """
+    if user_embeddings.ndim != 2 or item_embeddings.ndim != 2 or user_embeddings.shape[1] != item_embeddings.shape[1]:
+        raise ValueError(
+            "user_embeddings [U, D] and item_embeddings [M, D] must be matrices with the same D,"
+            f" got {list(user_embeddings.shape)} and {list(item_embeddings.shape)}"
+        )
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    if item_bias is not None and item_bias.shape != (len(item_embeddings),):
+        raise ValueError(f"item_bias must be [{len(item_embeddings)}], got {list(item_bias.shape)}")
+    if (exclude_offsets is None) != (exclude_items is None):
+        raise ValueError("give both exclude_offsets and exclude_items, or neither")
+    if exclude_offsets is not None and exclude_items is not None:
+        _check_rows("exclude_items", exclude_items, len(item_embeddings))
+        offsets_fit = (
+            exclude_offsets.shape == (len(user_embeddings) + 1,)
+            and int(exclude_offsets[0]) == 0
+            and int(exclude_offsets[-1]) == len(exclude_items)
+            and bool((exclude_offsets.diff() >= 0).all())
+        )
+        if not offsets_fit:
+            raise ValueError(
+                f"exclude_offsets must be [{len(user_embeddings) + 1}], ascending from 0 to {len(exclude_items)}"
+            )
+    chosen = dispatch.choose("top_items", user_embeddings.device, user_embeddings.dtype, backend)
+    with torch.no_grad():
+        return cast(
+            tuple[Tensor, Tensor],
+            chosen.ops["top_items"](
+                user_embeddings,
+                item_embeddings,
+                item_bias,
+                n,
+                exclude_offsets=exclude_offsets,
+                exclude_items=exclude_items,
+            ),
+        )
+
+
+def _contiguous(side: SideTensors) -> SideTensors:
+    return SideTensors(
+        side.assignment_logits.detach().contiguous(),
+        side.centers.detach().contiguous(),
+        side.n_clusters,
+        None if side.bias is None else side.bias.detach().contiguous(),
+    )
+
+
+def _check_side(name: str, side: SideTensors) -> None:
+    total = sum(side.n_clusters)
+    if not side.n_clusters or min(side.n_clusters) < 1:
+        raise ValueError(f"{name}.n_clusters must hold at least one view and one cluster a view, got {side.n_clusters}")
+    if side.assignment_logits.ndim != 2 or side.assignment_logits.shape[1] != total:
+        raise ValueError(f"{name}.assignment_logits must be [n, {total}], got {list(side.assignment_logits.shape)}")
+    if side.centers.ndim != 2 or len(side.centers) != total or side.centers.shape[1] < 1:
+        raise ValueError(f"{name}.centers must be [{total}, d], got {list(side.centers.shape)}")
+    if side.bias is not None and side.bias.shape != (len(side.assignment_logits),):
+        raise ValueError(f"{name}.bias must be [{len(side.assignment_logits)}], got {list(side.bias.shape)}")
+    for tensor in side:
+        if isinstance(tensor, Tensor) and not (
+            tensor.is_floating_point() and tensor.dtype == side.centers.dtype and tensor.device == side.centers.device
+        ):
+            raise TypeError(
+                f"tensors of {name} must share one floating dtype and device: got {tensor.dtype} on {tensor.device}"
+                f" beside {side.centers.dtype} on {side.centers.device}"
+            )
+
+
+def _check_sides(user: SideTensors, item: SideTensors, combine: str) -> None:
+    _check_side("user", user)
+    _check_side("item", item)
+    if combine not in ("concat", "sum"):
+        raise ValueError(f"combine must be 'concat' or 'sum', got {combine!r}")
+    if user.centers.dtype != item.centers.dtype or user.centers.device != item.centers.device:
+        raise TypeError(
+            f"both sides must share dtype and device, got {user.centers.dtype} on {user.centers.device}"
+            f" and {item.centers.dtype} on {item.centers.device}"
+        )
+    if len(user.n_clusters) != len(item.n_clusters) or user.centers.shape[1] != item.centers.shape[1]:
+        raise ValueError(
+            "both sides must have equally many views and the same view_dim, got"
+            f" {len(user.n_clusters)} views of {user.centers.shape[1]} and"
+            f" {len(item.n_clusters)} views of {item.centers.shape[1]}"
+        )
+    if (user.bias is None) != (item.bias is None):
+        raise ValueError("give a bias on both sides or on neither")
+
+
+def _check_indices(n_users: int, n_items: int, user_idx: Tensor, item_idx: Tensor, device: torch.device) -> None:
+    _check_rows("user_idx", user_idx, n_users)
+    _check_rows("item_idx", item_idx, n_items)
+    if user_idx.shape != item_idx.shape:
+        raise ValueError(f"user_idx and item_idx must be equally long, got {len(user_idx)} and {len(item_idx)}")
+    if user_idx.device != device or item_idx.device != device:
+        raise ValueError(f"user_idx and item_idx must be on {device}, as the parameters are")
+
+
+def _check_ratings(ratings: Tensor, user_idx: Tensor, parameter: Tensor) -> None:
+    if ratings.shape != user_idx.shape or ratings.dtype != parameter.dtype or ratings.device != parameter.device:
+        raise ValueError(
+            f"ratings must be [{len(user_idx)}] {parameter.dtype} on {parameter.device},"
+            f" got {list(ratings.shape)} {ratings.dtype} on {ratings.device}"
+        )
+
+
+def _check_rows(name: str, rows: Tensor, n: int) -> None:
+    if rows.ndim != 1 or rows.dtype != torch.int64:
+        raise TypeError(f"{name} must be a vector of int64, got {list(rows.shape)} {rows.dtype}")
+    if len(rows):
+        low, high = (int(x) for x in rows.aminmax())
+        if low < 0 or high >= n:
+            wrong = low if low < 0 else high
+            position = int((rows == wrong).nonzero()[0])
+            raise IndexError(f"{name}[{position}] is {wrong}, but there are {n} rows (0 to {max(n - 1, 0)})")

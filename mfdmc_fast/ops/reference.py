@@ -1,0 +1,253 @@
+"""The oracle: every op in plain torch, for any floating dtype and device, differentiated by torch itself.
+
+It favours being obviously right over being fast, and it imports torch alone. The equations and the symbol table are in
+README.md of this folder. `batch_loss` and `score_pairs` work on the *distinct* entities of a batch, because every
+entity term is a mean over the ratings of the batch: an entity with c ratings among B weighs c / B.
+
+Gathers use `index_select`, whose CPU backward adds rows in a fixed order; plain indexing would scatter with float
+atomics when several threads run, and the same seed would not give the same model.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+
+
+def log_assignment_weights(assignment_logits: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
+    """Logarithm of the assignment weights, cluster-major: log-softmax of the logits inside each view.
+
+    Args:
+        assignment_logits: [n, S] floating, S = sum(n_clusters).
+        n_clusters: active clusters of each view.
+
+    Returns:
+        [S, n], same dtype; finite also where a weight underflows to 0.
+    """
+    # cluster-major, because torch's softmax over a leading dimension is ten times as fast as over a short last one
+    by_cluster = assignment_logits.T.contiguous()
+    return torch.cat([torch.log_softmax(logits, dim=0) for logits in by_cluster.split(n_clusters)])
+
+
+def assignment_weights(assignment_logits: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
+    """Softmax of the logits inside each view: [n, S] → [n, S]; each view's columns sum to 1."""
+    return log_assignment_weights(assignment_logits, n_clusters).exp().T
+
+
+def view_embeddings(weights: Tensor, centers: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
+    """Embeddings of each view (Eq. 2 of the paper), z_{e,v} = sum_k w_{e,v,k} c_{v,k}.
+
+    Args:
+        weights: [S, R] assignment weights, cluster-major.
+        centers: [S, d], same dtype.
+        n_clusters: active clusters of each view.
+
+    Returns:
+        [R, V, d].
+    """
+    views = zip(weights.split(n_clusters), centers.split(n_clusters), strict=True)
+    return torch.stack([view_weights.T @ view_centers for view_weights, view_centers in views], dim=1)
+
+
+def combine_views(per_view: Tensor, combine: Combine) -> Tensor:
+    """[R, V, d] → [R, V*d] (`concat`) or [R, d] (`sum`)."""
+    return per_view.flatten(1) if combine == "concat" else per_view.sum(1)
+
+
+def embed(side: SideTensors, rows: Tensor | None = None, *, combine: Combine) -> Tensor:
+    """Embeddings of the given rows ([R] int64; None for all): [R, V*d] for `concat`, [R, d] for `sum`."""
+    logits = side.assignment_logits if rows is None else side.assignment_logits.index_select(0, rows)
+    weights = log_assignment_weights(logits, side.n_clusters).exp()
+    return combine_views(view_embeddings(weights, side.centers, side.n_clusters), combine)
+
+
+def spread(centers: Tensor, n_clusters: tuple[int, ...], margin: float) -> Tensor:
+    """Squared hinge on the distances between the centers of a view.
+
+    mean over views with at least two clusters of the mean over pairs k < l of max(0, margin - |c_k - c_l|)^2.
+
+    Args:
+        centers: [S, d] floating.
+        n_clusters: active clusters of each view.
+        margin: distance from which on two centers do not repel each other.
+
+    Returns:
+        Scalar []; 0 where every view has one cluster.
+    """
+    per_view = []
+    for view_centers in centers.split(n_clusters):
+        k = len(view_centers)
+        if k >= 2:
+            distance = torch.linalg.vector_norm(view_centers[:, None] - view_centers[None], dim=2)  # [K, K]
+            hinge = torch.clamp_min(margin - distance, 0.0) ** 2
+            per_view.append(hinge.triu(1).sum() / (k * (k - 1) // 2))
+    return torch.stack(per_view).mean() if per_view else centers.new_zeros(())
+
+
+def proximity(weights: Tensor, centers: Tensor, per_view: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
+    """Weighted squared distance of each embedding to the centers of its view, averaged over views.
+
+    sum_k w_k |z_v - c_k|^2 = sum_k w_k |c_k|^2 - |z_v|^2, because z_v is the weighted mean of the centers.
+
+    Args:
+        weights: [S, R] assignment weights, cluster-major.
+        centers: [S, d].
+        per_view: [R, V, d] embeddings of each view.
+
+    Returns:
+        [R].
+    """
+    return (centers.square().sum(1) @ weights - per_view.square().sum((1, 2))) / len(n_clusters)
+
+
+def normalized_entropy(log_weights: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
+    """Entropy of the assignment weights of each view divided by ln K_v (0 where K_v = 1).
+
+    Args:
+        log_weights: [S, R], as from `log_assignment_weights`: finite, so that w ln w is 0, not NaN, where w is 0.
+
+    Returns:
+        [V, R] in [0, 1].
+    """
+    terms = -log_weights.exp() * log_weights
+    scales = [1 / math.log(k) if k > 1 else 0.0 for k in n_clusters]
+    views = zip(terms.split(n_clusters), scales, strict=True)
+    return torch.stack([view_terms.sum(0) * scale for view_terms, scale in views])
+
+
+def batch_loss(
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    spread_margin: float,
+) -> LossTerms:
+    """All loss terms of one batch of B ratings; see `mfdmc_fast.ops.functional.batch_loss` for the contract."""
+    if len(ratings) == 0:
+        return _empty_terms([t for side in (user, item) for t in (side.assignment_logits, side.centers, side.bias)])
+
+    gathered = []
+    spread_sum, proximity_sum, entropy_sum, l2_sum, bias_l2_sum = ratings.new_zeros(5).unbind()
+    prediction = torch.full_like(ratings, global_mean)
+    for side, idx in ((user, user_idx), (item, item_idx)):
+        rows, inverse, counts = torch.unique(idx, return_inverse=True, return_counts=True)
+        share = counts.to(ratings.dtype) / len(ratings)  # [R], sums to 1
+        log_weights = log_assignment_weights(side.assignment_logits.index_select(0, rows), side.n_clusters)  # [S, R]
+        side_weights = log_weights.exp()
+        per_view = view_embeddings(side_weights, side.centers, side.n_clusters)  # [R, V, d]
+        embeddings = combine_views(per_view, combine)  # [R, D]
+        gathered.append(embeddings.index_select(0, inverse))  # [B, D]
+
+        spread_sum = spread_sum + spread(side.centers, side.n_clusters, spread_margin)
+        proximity_sum = proximity_sum + share @ proximity(side_weights, side.centers, per_view, side.n_clusters)
+        entropy_sum = entropy_sum + normalized_entropy(log_weights, side.n_clusters).mean(0) @ share
+        l2_sum = l2_sum + share @ embeddings.square().sum(1)
+        if side.bias is not None:
+            bias = side.bias.index_select(0, rows)  # [R]
+            prediction = prediction + bias.index_select(0, inverse)
+            bias_l2_sum = bias_l2_sum + share @ bias.square()
+
+    prediction = prediction + (gathered[0] * gathered[1]).sum(1)
+    mse = (prediction - ratings).square().mean()
+    total = (
+        mse
+        + weights.spread * spread_sum
+        + weights.proximity * proximity_sum
+        + weights.entropy * entropy_sum
+        + weights.l2 * l2_sum
+        + weights.bias_l2 * bias_l2_sum
+    )
+    return LossTerms(total, mse, spread_sum, proximity_sum, entropy_sum, l2_sum, bias_l2_sum)
+
+
+def funkmf_loss(
+    user: FactorTensors,
+    item: FactorTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    weights: LossWeights,
+) -> LossTerms:
+    """Loss terms of FunkMF for one batch; see `mfdmc_fast.ops.functional.funkmf_loss` for the contract."""
+    if len(ratings) == 0:
+        return _empty_terms([t for side in (user, item) for t in side])
+    p, q = user.factors.index_select(0, user_idx), item.factors.index_select(0, item_idx)  # [B, n_factors]
+    prediction = (p * q).sum(1) + global_mean
+    bias_l2 = ratings.new_zeros(())
+    for side, idx in ((user, user_idx), (item, item_idx)):
+        if side.bias is not None:
+            bias = side.bias.index_select(0, idx)  # [B]
+            prediction = prediction + bias
+            bias_l2 = bias_l2 + bias.square().mean()
+    mse = (prediction - ratings).square().mean()
+    l2 = p.square().sum(1).mean() + q.square().sum(1).mean()
+    none = torch.zeros_like(mse)
+    return LossTerms(mse + weights.l2 * l2 + weights.bias_l2 * bias_l2, mse, none, none, none, l2, bias_l2)
+
+
+def score_pairs(
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    *,
+    combine: Combine,
+) -> Tensor:
+    """Predicted ratings [B] of index pairs; see `mfdmc_fast.ops.functional.score_pairs` for the contract."""
+    gathered = []
+    prediction = user.centers.new_full(user_idx.shape, global_mean)
+    for side, idx in ((user, user_idx), (item, item_idx)):
+        rows, inverse = torch.unique(idx, return_inverse=True)
+        gathered.append(embed(side, rows, combine=combine).index_select(0, inverse))
+        if side.bias is not None:
+            prediction = prediction + side.bias.index_select(0, idx)
+    return prediction + (gathered[0] * gathered[1]).sum(1)
+
+
+def top_items(
+    user_embeddings: Tensor,
+    item_embeddings: Tensor,
+    item_bias: Tensor | None,
+    n: int,
+    *,
+    exclude_offsets: Tensor | None = None,
+    exclude_items: Tensor | None = None,
+    block_size: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """The n best items of each user, best first; see `mfdmc_fast.ops.functional.top_items` for the contract."""
+    all_items, all_scores = [], []
+    for start in range(0, len(user_embeddings), block_size):
+        scores = user_embeddings[start : start + block_size] @ item_embeddings.T  # [b, M]
+        if item_bias is not None:
+            scores = scores + item_bias
+        if exclude_offsets is not None and exclude_items is not None:
+            offsets = exclude_offsets[start : start + len(scores) + 1]
+            row = torch.repeat_interleave(torch.arange(len(scores), device=scores.device), offsets.diff())
+            scores[row, exclude_items[offsets[0] : offsets[-1]]] = -math.inf
+        # a stable sort, so that equal scores come in item order on every backend
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        scores, order = scores[:, :n], order[:, :n]
+        all_items.append(torch.where(scores == -math.inf, -1, order))
+        all_scores.append(scores)
+    if not all_items:
+        width = min(n, len(item_embeddings))
+        return torch.empty(0, width, dtype=torch.int64), user_embeddings.new_empty(0, width)
+    return torch.cat(all_items), torch.cat(all_scores)
+
+
+def _empty_terms(parameters: list[Tensor | None]) -> LossTerms:
+    """Zeros that are still connected to the parameters, so that backward of an empty batch gives zero gradients."""
+    zero = torch.stack([p[:0].sum() for p in parameters if p is not None]).sum()
+    return LossTerms(zero, zero, zero, zero, zero, zero, zero)

@@ -1,0 +1,66 @@
+"""A progress bar for training, on standard error."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mfdmc_fast.model import RatingModel
+from mfdmc_fast.training import Callback, EpochRecord
+
+
+class ProgressBar(Callback):
+    """Epochs done, time left, loss, validation RMSE and active clusters, while training runs.
+
+    Args:
+        console: where to draw; default: standard error.
+        label: text before the bar.
+    """
+
+    def __init__(self, console: Console | None = None, label: str = "training") -> None:
+        self._console = console or Console(stderr=True)
+        self._label = label
+        self._progress: Progress | None = None
+
+    def on_train_start(self, model: RatingModel, n_batches: int, epochs: int) -> None:
+        self._n_batches = n_batches
+        self._progress = Progress(
+            TextColumn(self._label),
+            BarColumn(bar_width=24),
+            TextColumn("epoch {task.fields[epoch]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=self._console,
+            # a log file should not fill with half-drawn bars
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._epochs = epochs
+        self._task = self._progress.add_task("", total=epochs * n_batches, epoch=f"1/{epochs}", status="")
+        self._progress.start()
+
+    def on_batch_end(self, epoch: int, batch: int) -> None:
+        if self._progress is not None:
+            done = (epoch - 1) * self._n_batches + batch
+            self._progress.update(self._task, completed=done, epoch=f"{epoch}/{self._epochs}")
+
+    def on_epoch_end(self, record: EpochRecord, model: RatingModel) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, status=describe(record))
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def describe(record: EpochRecord) -> str:
+    """One epoch in a few words: loss, validation RMSE and active clusters."""
+    parts = [f"loss {record.loss['total']:.4f}"]
+    if record.valid_rmse is not None:
+        parts.append(f"RMSE {record.valid_rmse:.4f}")
+    if record.clusters_user is not None and record.clusters_item is not None:
+        parts.append(f"clusters {sum(record.clusters_user)}+{sum(record.clusters_item)}")
+    return " · ".join(parts)

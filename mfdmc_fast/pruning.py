@@ -1,0 +1,143 @@
+"""When and which clusters go, and the in-place compaction of everything that has a column or row per cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mfdmc_fast.model import RatingModel, Side, SideName
+
+# rows of a wide table moved per step: bounds the temporary copy of a compaction
+_ROWS_PER_BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class PruneEvent:
+    """One removed cluster.
+
+    Attributes:
+        epoch: epoch after which it was removed (the first is 1).
+        side: `user` or `item`.
+        view: view number.
+        cluster: its original number in the view.
+        usage: mean assignment weight over the trained entities, under the threshold.
+    """
+
+    epoch: int
+    side: SideName
+    view: int
+    cluster: int
+    usage: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClusterPruning:
+    """Removes clusters whose usage is under a threshold, after each epoch from `start` on (the paper: 40).
+
+    Usage is the mean assignment weight over the trained entities. The lowest go first, and `min_clusters` always stay
+    in a view. The paper gives the rule; threshold (half of a uniform share of 10 clusters) and minimum are this
+    project's.
+    """
+
+    start: int
+    threshold: float
+    min_clusters: int
+
+    def after_epoch(
+        self,
+        epoch: int,
+        model: RatingModel,
+        optimizer: torch.optim.Optimizer,
+        trained: Mapping[SideName, Tensor],
+    ) -> list[PruneEvent]:
+        """Prune and compact model and optimizer state.
+
+        Args:
+            epoch: the epoch that just ended.
+            trained: for each side a [n] bool tensor of the entities that have a training rating.
+
+        Returns:
+            What was removed, in order of side, view and usage.
+        """
+        if epoch < self.start:
+            return []
+        events: list[PruneEvent] = []
+        for name, side in model.prunable_sides().items():
+            removed: list[list[int]] = []
+            for view, weights in enumerate(side.assignment_weights()):
+                usage = weights[trained[name]].mean(0, dtype=torch.float64).tolist()
+                weak = sorted((k for k, share in enumerate(usage) if share < self.threshold), key=usage.__getitem__)
+                weak = weak[: max(0, len(usage) - self.min_clusters)]
+                events += [PruneEvent(epoch, name, view, side.cluster_ids[view][k], usage[k]) for k in weak]
+                removed.append(weak)
+            if any(removed):
+                remove_clusters(side, removed, optimizer)
+        return events
+
+
+def remove_clusters(
+    side: Side, removed: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Remove clusters of a side for good: compacts logits, centers and their optimizer moments in their own storage.
+
+    Args:
+        side: changed in place; the parameters stay the same objects with the same `data_ptr()`.
+        removed: for each view, positions among its active clusters; at least one cluster must stay in each view.
+        optimizer: its state for the two parameters is compacted along.
+    """
+    keep: list[int] = []
+    cluster_ids = []
+    first = 0
+    for ids, gone in zip(side.cluster_ids, removed, strict=True):
+        kept = [k for k in range(len(ids)) if k not in set(gone)]
+        if not kept:
+            raise ValueError("a view must keep at least one cluster")
+        keep += [first + k for k in kept]
+        cluster_ids.append(tuple(ids[k] for k in kept))
+        first += len(ids)
+    columns = torch.tensor(keep, device=side.centers.device)
+    for parameter, dim in ((side.assignment_logits, 1), (side.centers, 0)):
+        shape = parameter.shape
+        state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == shape:  # not the scalar step counter
+                state[key] = compact_(value, columns, dim)
+        parameter.data = compact_(parameter.data, columns, dim)
+        parameter.grad = None  # has the old shape
+    side.cluster_ids = tuple(cluster_ids)
+
+
+@torch.no_grad()
+def compact_(table: Tensor, keep: Tensor, dim: int) -> Tensor:
+    """Move the kept columns (dim 1) or rows (dim 0) of a matrix to the front of its own storage.
+
+    Args:
+        table: [rows, columns], contiguous; its content is overwritten.
+        keep: [k] int64, ascending.
+
+    Returns:
+        A contiguous view of the kept part, on the same storage and `data_ptr()`.
+    """
+    if not table.is_contiguous():
+        raise ValueError("only a contiguous table can be compacted in place")
+    if dim == 0:
+        # rows only move towards the front: ascending `keep` never reads a row that was already overwritten
+        for target, source in enumerate(keep.tolist()):
+            if target != source:
+                table[target].copy_(table[source])
+        return table[: len(keep)]
+    n, flat = len(table), table.view(-1)
+    compacted = flat[: n * len(keep)].view(n, len(keep))
+    for start in range(0, n, _ROWS_PER_BLOCK):
+        # a block's target ends before the next block's source begins, so blocks in ascending order are safe
+        block = table[start : start + _ROWS_PER_BLOCK].index_select(1, keep)
+        compacted[start : start + len(block)].copy_(block)
+    return compacted

@@ -1,0 +1,222 @@
+"""Model files: safetensors with a JSON header and a format version. Never pickle.
+
+| part | content |
+|---|---|
+| metadata key `mfdmc_fast` | a JSON object: format_version, kind, package_version, config, |
+| | train_mean, rating_scale, cluster_ids and history |
+| `model.*` | parameters, as in the module's `state_dict` |
+| `users.*`, `items.*` | raw ids in row order: `ids` int64 [n], or strings as `utf8` uint8 and `offsets` int64 [n + 1] |
+| `seen.offsets`, `seen.items` | int64 [n_users + 1] and int32 [ratings]: the items each user rated in training |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, config_from_dict
+from mfdmc_fast.data.vocabulary import Vocabulary
+from mfdmc_fast.errors import MFDMCError, ModelFileError
+from mfdmc_fast.files import replacing
+from mfdmc_fast.model import SIDES, FunkMFModel, MFDMCModel, RatingModel
+from mfdmc_fast.training import TrainingHistory
+
+FORMAT_VERSION = 1
+_KEY = "mfdmc_fast"
+_KINDS: dict[str, tuple[type[TrainingConfig], type[Any]]] = {
+    "MFDMC": (MFDMCConfig, MFDMCModel),
+    "FunkMF": (FunkMFConfig, FunkMFModel),
+}
+
+
+@dataclass(frozen=True)
+class SeenItems:
+    """The items each user rated in training: user row u has items[offsets[u] : offsets[u + 1]].
+
+    Attributes:
+        offsets: [n_users + 1] int64.
+        items: [ratings] int32 rows of items.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class FittedState:
+    """All that a fitted estimator knows; what a model file holds.
+
+    Attributes:
+        kind: `MFDMC` or `FunkMF`.
+        model: trained parameters.
+        users, items: raw id ↔ row.
+        rating_scale: lowest and highest rating; predictions are clipped to it.
+        seen: what each user rated.
+        history: how it was trained.
+    """
+
+    kind: str
+    model: RatingModel
+    users: Vocabulary
+    items: Vocabulary
+    rating_scale: tuple[float, float]
+    seen: SeenItems
+    history: TrainingHistory
+
+
+def save_state(state: FittedState, path: str | os.PathLike[str], package_version: str) -> None:
+    """Write a model file under a temporary name and rename it; an existing file is replaced only on success."""
+    from safetensors.torch import save_file
+
+    header = {
+        "format_version": FORMAT_VERSION,
+        "kind": state.kind,
+        "package_version": package_version,
+        "config": state.model.config.to_dict(),
+        "train_mean": state.model.train_mean,
+        "rating_scale": list(state.rating_scale),
+        "cluster_ids": {side: s.cluster_ids for side, s in state.model.prunable_sides().items()},
+        "history": state.history.to_dict(),
+    }
+    # clone: pruned parameters are views of a longer storage, of which only the live part belongs in the file
+    tensors = {f"model.{name}": p.detach().cpu().clone() for name, p in state.model.named_parameters()}
+    for side, vocabulary in zip(SIDES, (state.users, state.items), strict=True):
+        tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in _ids_to_arrays(vocabulary).items()}
+    tensors["seen.offsets"] = torch.from_numpy(state.seen.offsets)
+    tensors["seen.items"] = torch.from_numpy(state.seen.items)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
+
+
+def load_state(path: str | os.PathLike[str]) -> FittedState:
+    """Read and check a model file.
+
+    Raises:
+        ModelFileError: missing, truncated, a pickle, of a newer format, or inconsistent; the message says which.
+    """
+    source = str(path)
+    metadata, tensors = _read_safetensors(Path(path))
+    try:
+        header = json.loads(metadata[_KEY])
+        version = header["format_version"]
+    except (KeyError, TypeError, ValueError):
+        raise ModelFileError(f"{source}: a safetensors file, but not a model of mfdmc_fast") from None
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"{source}: has format version {version}, this package reads up to {FORMAT_VERSION};"
+            f" it was written by mfdmc_fast {header.get('package_version')}: upgrade with pip install -U mfdmc_fast"
+        )
+    try:
+        return _state_from_parts(header, tensors)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, MFDMCError) as error:
+        raise ModelFileError(f"{source}: damaged or inconsistent model file ({_describe(error)})") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+    if start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        raise ModelFileError(
+            f"{path}: is a pickle or zip archive, which is never loaded because it can run code;"
+            " models of mfdmc_fast are safetensors files written by save()"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            # clone: the tensors would stay views of the file, which may be overwritten while they are in use
+            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ModelFileError(f"{path}: truncated or not a safetensors file ({error})") from error
+
+
+def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> FittedState:
+    kind = header["kind"]
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind of model {kind!r}")
+    config_class, model_class = _KINDS[kind]
+    config = config_from_dict(config_class, header["config"])
+    users, items = (_ids_from_tensors(tensors, f"{side}s") for side in SIDES)
+    # built on the meta device: parameters are replaced at once, so drawing initial values would be wasted work
+    with torch.device("meta"):
+        model: RatingModel = model_class(len(users), len(items), config, float(header["train_mean"]))
+    for side_name, side in model.prunable_sides().items():
+        side.cluster_ids = tuple(tuple(int(k) for k in ids) for ids in header["cluster_ids"][side_name])
+        if len(side.cluster_ids) != config.n_views or not all(side.cluster_ids):  # type: ignore[attr-defined]
+            raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
+    for name, parameter in list(model.named_parameters()):
+        tensor = tensors[f"model.{name}"]
+        expected = _expected_shape(model, name, parameter)
+        if tensor.shape != expected or tensor.dtype != torch.float32:
+            raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(expected)} float32")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinite values")
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor.to(config.device)))
+    low, high = (float(x) for x in header["rating_scale"])
+    if not low <= high:
+        raise ValueError(f"rating_scale {low} to {high}")
+    seen = SeenItems(tensors["seen.offsets"].numpy(), tensors["seen.items"].numpy())
+    _check_seen(seen, len(users), len(items))
+    return FittedState(kind, model, users, items, (low, high), seen, TrainingHistory.from_dict(header["history"]))
+
+
+def _expected_shape(model: RatingModel, name: str, parameter: Tensor) -> tuple[int, ...]:
+    side_name, _, leaf = name.partition(".")
+    side = model.prunable_sides().get("user" if side_name == "user" else "item")
+    if side is None or leaf == "bias":
+        return tuple(parameter.shape)
+    total = sum(side.n_clusters)
+    return (parameter.shape[0], total) if leaf == "assignment_logits" else (total, parameter.shape[1])
+
+
+def _ids_to_arrays(vocabulary: Vocabulary) -> dict[str, npt.NDArray[Any]]:
+    if vocabulary.kind == "int":
+        return {"ids": np.ascontiguousarray(vocabulary.ids, dtype=np.int64)}
+    encoded = [str(value).encode("utf-8", "surrogatepass") for value in vocabulary.ids]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {"utf8": np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8), "offsets": offsets}
+
+
+def _ids_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Vocabulary:
+    if f"{prefix}.ids" in tensors:
+        ids = tensors[f"{prefix}.ids"]
+        if ids.dtype != torch.int64 or ids.ndim != 1:
+            raise ValueError(f"{prefix}.ids must be a vector of int64")
+        return Vocabulary(ids.numpy())
+    data, offsets = tensors[f"{prefix}.utf8"].numpy().tobytes(), tensors[f"{prefix}.offsets"].numpy()
+    if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{prefix}.offsets do not fit {prefix}.utf8")
+    strings = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets)]
+    return Vocabulary(np.array(strings, dtype=object))
+
+
+def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:
+    fits = (
+        seen.offsets.dtype == np.int64
+        and seen.items.dtype == np.int32
+        and seen.offsets.shape == (n_users + 1,)
+        and seen.items.ndim == 1
+        and seen.offsets[0] == 0
+        and seen.offsets[-1] == len(seen.items)
+        and not (np.diff(seen.offsets) < 0).any()
+        and (not len(seen.items) or (seen.items.min() >= 0 and seen.items.max() < n_items))
+    )
+    if not fits:
+        raise ValueError("seen.offsets and seen.items do not fit the ids")
+
+
+def _describe(error: Exception) -> str:
+    return f"missing {error}" if isinstance(error, KeyError) else str(error)

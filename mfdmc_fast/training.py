@@ -1,0 +1,302 @@
+"""The fit loop: epochs, batches, validation, early stopping, pruning, callbacks → history."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mfdmc_fast import metrics
+from mfdmc_fast.config import MFDMCConfig, TrainingConfig
+from mfdmc_fast.data.batches import BatchIterator
+from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.errors import ConfigError, TrainingDiverged
+from mfdmc_fast.model import SIDES, RatingModel, SideName
+from mfdmc_fast.ops.types import LossTerms
+from mfdmc_fast.optim import make_optimizer, make_scheduler
+from mfdmc_fast.pruning import ClusterPruning, PruneEvent
+from mfdmc_fast.scoring import predict_rows
+
+_PARAMETERS_WORTH_THREADS = 4_000_000
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch did.
+
+    Attributes:
+        epoch: the first is 1.
+        seconds: wall time of the epoch, validation included.
+        loss: mean over the epoch's ratings of each loss term, unweighted; `total` is weighted.
+        learning_rate_factor: factor on all learning rates at the end of the epoch.
+        valid_rmse, valid_mae: rating points, predictions clipped to the rating scale; None without validation ratings.
+        clusters_user, clusters_item: active clusters of each view after pruning; None for models without clusters.
+    """
+
+    epoch: int
+    seconds: float
+    loss: dict[str, float]
+    learning_rate_factor: float
+    valid_rmse: float | None
+    valid_mae: float | None
+    clusters_user: list[int] | None
+    clusters_item: list[int] | None
+
+
+@dataclass
+class TrainingHistory:
+    """Everything a run wants remembered.
+
+    Attributes:
+        epochs: one record per epoch that was run.
+        prune_events: every removed cluster, in order.
+        backend: kernels that computed the loss.
+        batch_size: ratings per step.
+        stop_reason: why training ended.
+        kept_epoch: the epoch whose parameters the model has.
+        seconds: wall time of the whole run.
+    """
+
+    epochs: list[EpochRecord] = field(default_factory=list)
+    prune_events: list[PruneEvent] = field(default_factory=list)
+    backend: str = ""
+    batch_size: int = 0
+    stop_reason: str = ""
+    kept_epoch: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingHistory:
+        """Inverse of `to_dict`."""
+        rest = {k: v for k, v in values.items() if k not in ("epochs", "prune_events")}
+        return cls(
+            epochs=[EpochRecord(**record) for record in values["epochs"]],
+            prune_events=[PruneEvent(**event) for event in values["prune_events"]],
+            **rest,
+        )
+
+
+class Callback:
+    """Base class of callbacks; override what you need. Callbacks must not change the model."""
+
+    def on_train_start(self, model: RatingModel, n_batches: int, epochs: int) -> None:
+        """Before the first epoch."""
+
+    def on_batch_end(self, epoch: int, batch: int) -> None:
+        """After each step; the first batch of an epoch is 1."""
+
+    def on_epoch_end(self, record: EpochRecord, model: RatingModel) -> bool | None:
+        """After each epoch, its validation and pruning; return True to stop training."""
+        return None
+
+    def on_train_end(self, history: TrainingHistory) -> None:
+        """After the last epoch, when the kept parameters are in place."""
+
+    def close(self) -> None:
+        """Last of all, also where training failed or was interrupted."""
+
+
+def fit(
+    model: RatingModel,
+    train: RatingsDataset,
+    validation: RatingsDataset | None = None,
+    callbacks: Sequence[Callback] = (),
+    scale: tuple[float, float] | None = None,
+) -> TrainingHistory:
+    """Train a model in place with the settings in `model.config`.
+
+    Args:
+        model: its rows are those of the dataset's vocabularies.
+        train: encoded ratings without unknown ids.
+        validation: watched each epoch, never trained on; unknown ids get the documented fallback.
+        callbacks: called in order.
+        scale: lowest and highest rating, to which predictions are clipped for validation; None: those of `train`.
+
+    Returns:
+        The history. Deterministic: the same seed, data, versions and backend give bit-identical parameters.
+
+    Raises:
+        TrainingDiverged: the loss is NaN or infinite.
+        ConfigError: early stopping or `keep="best"` without validation ratings.
+        BackendUnavailable: the requested backend cannot train this model.
+    """
+    config = model.config
+    watched = validation is not None and len(validation) > 0
+    if not watched and (config.patience is not None or config.keep == "best"):
+        wanted = "patience" if config.patience is not None else "keep='best'"
+        raise ConfigError(f"{wanted} needs validation ratings: pass validation= or set validation_fraction")
+
+    try:
+        with _threads_for(model):
+            history = _train(model, train, validation if watched else None, callbacks, scale or train.scale)
+        for callback in callbacks:
+            callback.on_train_end(history)
+    finally:
+        for callback in callbacks:
+            callback.close()
+    return history
+
+
+def evaluate_dataset(model: RatingModel, dataset: RatingsDataset, scale: tuple[float, float]) -> dict[str, float]:
+    """`rmse` and `mae` of clipped predictions, rating points; unknown ids get the documented fallback."""
+    predictions = predict_rows(model, dataset.user_idx, dataset.item_idx, scale)
+    return {"rmse": metrics.rmse(predictions, dataset.ratings), "mae": metrics.mae(predictions, dataset.ratings)}
+
+
+def _train(
+    model: RatingModel,
+    train: RatingsDataset,
+    validation: RatingsDataset | None,
+    callbacks: Sequence[Callback],
+    scale: tuple[float, float],
+) -> TrainingHistory:
+    config = model.config
+    start = time.perf_counter()
+    batches = BatchIterator(train, config.batch_size, config.seed, config.device)
+    history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
+    optimizer = make_optimizer(model)
+    scheduler = make_scheduler(optimizer, config.learning_rate_schedule, config.epochs * batches.n_batches)
+    pruning = _pruning_of(config)
+    trained = _trained_entities(model, train)
+    best: tuple[float, int, dict[str, Any]] | None = None
+    epochs_without_gain = 0
+    for callback in callbacks:
+        callback.on_train_start(model, batches.n_batches, config.epochs)
+
+    for epoch in range(1, config.epochs + 1):
+        epoch_start = time.perf_counter()
+        loss = _run_epoch(model, batches, epoch, optimizer, scheduler, callbacks)
+        if pruning is not None:
+            history.prune_events += pruning.after_epoch(epoch, model, optimizer, trained)
+        errors = evaluate_dataset(model, validation, scale) if validation is not None else None
+        record = EpochRecord(
+            epoch=epoch,
+            seconds=time.perf_counter() - epoch_start,
+            loss=loss,
+            learning_rate_factor=float(scheduler.get_last_lr()[0]) / float(scheduler.base_lrs[0]),
+            valid_rmse=errors["rmse"] if errors else None,
+            valid_mae=errors["mae"] if errors else None,
+            clusters_user=model.clusters("user"),
+            clusters_item=model.clusters("item"),
+        )
+        history.epochs.append(record)
+        history.stop_reason = "all epochs done"
+        if record.valid_rmse is not None:
+            epochs_without_gain += 1
+            if best is None or record.valid_rmse < best[0]:
+                best = (record.valid_rmse, epoch, _snapshot(model) if config.keep == "best" else {})
+                epochs_without_gain = 0
+        # every callback sees the epoch, also after one of them asked to stop
+        if any([callback.on_epoch_end(record, model) for callback in callbacks]):  # noqa: C419
+            history.stop_reason = f"a callback asked to stop after epoch {epoch}"
+            break
+        if config.patience is not None and epochs_without_gain >= config.patience:
+            history.stop_reason = f"no better validation RMSE in {config.patience} epochs"
+            break
+
+    history.kept_epoch = len(history.epochs)
+    if config.keep == "best" and best is not None:
+        history.kept_epoch = best[1]
+        _restore(model, best[2])
+    history.seconds = time.perf_counter() - start
+    return history
+
+
+@contextmanager
+def _threads_for(model: RatingModel) -> Iterator[None]:
+    """One torch thread for models whose steps are too short to share out; restores the setting of the process.
+
+    On tables of MovieLens size, the reference is up to twice as fast on one thread as on two: its many short operations
+    each wait for all threads, and far longer when another process keeps a core busy.
+    """
+    threads = torch.get_num_threads()
+    if sum(p.numel() for p in model.parameters()) < _PARAMETERS_WORTH_THREADS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_epoch(
+    model: RatingModel,
+    batches: BatchIterator,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    callbacks: Sequence[Callback],
+) -> dict[str, float]:
+    """One pass over the ratings; returns the mean of each loss term."""
+    sums = np.zeros(len(LossTerms._fields))
+    for number, batch in enumerate(batches.epoch(epoch), start=1):
+        optimizer.zero_grad(set_to_none=True)
+        terms = model.batch_loss(*batch, epoch=epoch)
+        values = torch.stack([term.detach() for term in terms]).double().cpu().numpy()
+        if not math.isfinite(values[0]):
+            raise TrainingDiverged(
+                f"the loss became {values[0]} in epoch {epoch}, batch {number} of {batches.n_batches}: "
+                + _likely_cause(model, batches.dataset, optimizer)
+            )
+        terms.total.backward()
+        optimizer.step()
+        scheduler.step()
+        sums += values * len(batch.ratings)
+        for callback in callbacks:
+            callback.on_batch_end(epoch, number)
+    return dict(zip(LossTerms._fields, (sums / len(batches.dataset)).tolist(), strict=True))
+
+
+def _likely_cause(model: RatingModel, train: RatingsDataset, optimizer: torch.optim.Optimizer) -> str:
+    largest_rating = float(np.abs(train.ratings).max())
+    if largest_rating > 1e4:
+        return f"ratings reach {largest_rating:g}; rescale them to a few points around 0 or set a rating scale"
+    extremes = {}
+    for group in optimizer.param_groups:
+        values = torch.cat([p.detach().abs().flatten() for p in group["params"]])
+        extremes[group["name"]] = (math.inf if not values.isfinite().all() else float(values.max()), group)
+    name, (size, group) = max(extremes.items(), key=lambda entry: entry[1][0])
+    rate = group.get("initial_lr", group["lr"])
+    return (
+        f"{name} reach {size:g} at a learning rate of {rate:g}, which is probably too high."
+        f" Try a tenth of it, or smaller loss weights"
+    )
+
+
+def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:
+    if not isinstance(config, MFDMCConfig) or not config.prune:
+        return None
+    return ClusterPruning(config.prune_start, config.prune_threshold, config.min_clusters)
+
+
+def _trained_entities(model: RatingModel, train: RatingsDataset) -> dict[SideName, torch.Tensor]:
+    device = next(model.parameters()).device
+    rows = {"user": train.user_idx, "item": train.item_idx}
+    return {
+        side: torch.from_numpy(np.bincount(rows[side], minlength=model.n_entities[side]) > 0).to(device)
+        for side in SIDES
+    }
+
+
+def _snapshot(model: RatingModel) -> dict[str, Any]:
+    return {
+        "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "cluster_ids": {name: side.cluster_ids for name, side in model.prunable_sides().items()},
+    }
+
+
+def _restore(model: RatingModel, snapshot: dict[str, Any]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.data = snapshot["parameters"][name]
+        parameter.grad = None
+    for name, side in model.prunable_sides().items():
+        side.cluster_ids = snapshot["cluster_ids"][name]
