@@ -66,17 +66,17 @@ class MFDMCConfig(TrainingConfig):
     view_dim: int = _option(4, "length of one cluster center")
     combine: Literal["concat", "sum"] = _option("concat", "how the views form an embedding")
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
-    center_scale: float = _option(1.0, "standard deviation of the initial centers")
-    logit_scale: float = _option(0.5, "standard deviation of the initial assignment logits")
+    center_scale: float = _option(1.09, "standard deviation of the initial centers")
+    logit_scale: float = _option(0.12, "standard deviation of the initial assignment logits")
     learning_rate: float = _option(0.03, "Adam's step for assignment logits")
-    learning_rate_centers: float = _option(0.06, "Adam's step for centers")
-    learning_rate_biases: float = _option(0.01, "Adam's step for biases")
-    weight_spread: WeightSchedule = _option(0.05, "loss weight: centers of a view keep apart")
-    spread_margin: float = _option(1.0, "distance from which on two centers do not repel each other")
-    weight_proximity: WeightSchedule = _option("0:0.01:30", "loss weight: embeddings lie near their centers")
-    weight_entropy: WeightSchedule = _option("0:0.02:30", "loss weight: assignments are sharp")
-    weight_l2: WeightSchedule = _option(0.14, "loss weight: squared length of embeddings")
-    weight_bias_l2: WeightSchedule = _option(0.01, "loss weight: squared biases")
+    learning_rate_centers: float = _option(0.0094, "Adam's step for centers")
+    learning_rate_biases: float = _option(0.0075, "Adam's step for biases")
+    weight_spread: WeightSchedule = _option(0.025, "loss weight: centers of a view keep apart")
+    spread_margin: float = _option(0.77, "distance from which on two centers do not repel each other")
+    weight_proximity: WeightSchedule = _option("0:0.0255:30", "loss weight: embeddings lie near their centers")
+    weight_entropy: WeightSchedule = _option("0:0.094:30", "loss weight: assignments are sharp")
+    weight_l2: WeightSchedule = _option(0.13, "loss weight: squared length of embeddings")
+    weight_bias_l2: WeightSchedule = _option(0.015, "loss weight: squared biases")
     prune: bool = _option(True, "remove poorly used clusters")
     prune_start: int = _option(40, "first epoch after which clusters are pruned")
     prune_threshold: float = _option(0.05, "clusters whose mean assignment weight is below this go")
@@ -97,16 +97,19 @@ class MFDMCConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class FunkMFConfig(TrainingConfig):
-    """Settings of FunkMF: rating = global mean + biases + dot product of free factors, squared error with L2."""
+    """Settings of FunkMF: rating = global mean + biases + dot product of free factors, squared error with L2.
+
+    Defaults were chosen with the same budget and on the same split as those of MFDMC.
+    """
 
     epochs: int = _option(40, "passes over the training ratings")
     n_factors: int = _option(32, "length of the user and item vectors")
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
-    factor_scale: float = _option(0.1, "standard deviation of the initial factors")
-    learning_rate: float = _option(0.01, "Adam's step for factors")
-    learning_rate_biases: float = _option(0.01, "Adam's step for biases")
-    weight_l2: WeightSchedule = _option(0.12, "loss weight: squared length of embeddings")
-    weight_bias_l2: WeightSchedule = _option(0.01, "loss weight: squared biases")
+    factor_scale: float = _option(0.024, "standard deviation of the initial factors")
+    learning_rate: float = _option(0.0032, "Adam's step for factors")
+    learning_rate_biases: float = _option(0.013, "Adam's step for biases")
+    weight_l2: WeightSchedule = _option(0.112, "loss weight: squared length of embeddings")
+    weight_bias_l2: WeightSchedule = _option(0.0063, "loss weight: squared biases")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -174,7 +174,7 @@ def damaged(source: Path, target: Path, change: Callable[[Tensors, Header], None
     return target
 
 
-def refused(path: Path, message: str = "") -> None:
+def refused(path: Path, message: str | None = None) -> None:
     """Loading says which file, and what is wrong with it."""
     with pytest.raises(ModelFileError, match=message) as caught:
         load_model(path)
@@ -222,10 +222,8 @@ def test_every_wrong_shape_is_refused(tmp_path: Path, files: dict[str, Path], na
 
 @pytest.mark.parametrize("name", ["pruned", "funkmf"])
 def test_every_wrong_dtype_is_refused(tmp_path: Path, files: dict[str, Path], name: str) -> None:
-    for changed, tensor in tensors_of(files[name]).items():
+    for changed in tensors_of(files[name]):
         for dtype in (torch.float64, torch.bfloat16, torch.int16):
-            if not tensor.is_floating_point() and dtype == torch.float64 and "offsets" in changed:
-                continue
 
             def change(tensors: Tensors, header: Header, n: str = changed, d: torch.dtype = dtype) -> None:
                 tensors[n] = tensors[n].to(d)

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.errors import ConfigError, DataError
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Batch(NamedTuple):
@@ -31,7 +34,10 @@ class Batch(NamedTuple):
 class BatchIterator:
     """Every rating once per epoch, in seeded random batches whose sizes differ by at most one.
 
-    Epoch e of seed s is the same whatever was iterated before, so a run can be continued at any epoch.
+    With n batches, the ratings in (user, item) order are cut into runs of n, and each run is dealt out to the batches, one
+    rating each, by a random permutation (`deal`). So a batch comes out grouped by user without sorting, and holds an
+    equal share of every user's ratings, which shuffling gives only on average. Epoch e of seed s is the same whatever was
+    iterated before, so a run can be continued at any epoch.
 
     Args:
         dataset: encoded ratings without unknown ids.
@@ -55,19 +61,50 @@ class BatchIterator:
         self.device = device
         self.batch_size = batch_size or default_batch_size(len(dataset))
         self.n_batches = -(-len(dataset) // self.batch_size)
-        # positions in this order are one key by which a batch is grouped
-        self._order = np.lexsort((dataset.item_idx, dataset.user_idx))
+        self._order = np.lexsort((dataset.item_idx, dataset.user_idx))  # stable: repeats keep their order
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Batches of one epoch; `number` and the seed fix their content and order."""
-        shuffled = np.random.default_rng([self.seed, number]).permutation(len(self._order))
-        for part in np.array_split(shuffled, self.n_batches):
-            rows = self._order[np.sort(part)]
+        dealt = deal(len(self._order), self.n_batches, self.seed, number)
+        starts = np.arange(len(dealt)) * self.n_batches
+        for batch in range(self.n_batches):
+            positions = starts + dealt[:, batch]
+            rows = self._order[positions[positions < len(self._order)]]
             yield Batch(
                 torch.from_numpy(self.dataset.user_idx[rows]).to(self.device),
                 torch.from_numpy(self.dataset.item_idx[rows]).to(self.device),
                 torch.from_numpy(self.dataset.ratings[rows]).to(self.device),
             )
+
+
+def deal(n_ratings: int, n_batches: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Which rating of each run goes to which batch.
+
+    Every run has a permutation of its own by Fisher and Yates, with a hash of (seed, epoch, position) as the source of
+    random numbers, so that any part of an epoch can be computed by itself, in any language.
+
+    Returns:
+        [runs, n_batches] int64: rating `run * n_batches + result[run, batch]` goes to `batch`; in the last run that may
+        be past the end, then the batch gets none.
+    """
+    runs = -(-n_ratings // n_batches)
+    permutation = np.zeros((runs, n_batches), dtype=np.int64)
+    stream = _mix(_mix(np.array([seed], dtype=np.uint64) + _GOLDEN) + np.uint64(epoch))
+    every = np.arange(runs)
+    for k in range(n_batches):
+        counter = (every * n_batches + (k + 1)).astype(np.uint64)
+        high = _mix(stream + counter * _GOLDEN) >> np.uint64(32)
+        j = ((high * np.uint64(k + 1)) >> np.uint64(32)).astype(np.int64)  # uniform in 0 … k
+        permutation[:, k] = permutation[every, j]
+        permutation[every, j] = k
+    return permutation
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def default_batch_size(n_ratings: int) -> int:

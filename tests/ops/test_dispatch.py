@@ -1,0 +1,183 @@
+"""Which backend runs an op: falling back, refusing, the environment variable, and what is said about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from mfdmc_fast.errors import BackendUnavailable, ConfigError
+from mfdmc_fast.ops import dispatch, functional, native
+from mfdmc_fast.testing import Case, make_case
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+NOT_BUILT = "the C++ module was not built; reinstall with MFDMC_NATIVE=on"
+OPS = ["batch_loss", "embed", "funkmf_loss", "score_pairs", "top_items"]
+
+
+@pytest.fixture(autouse=True)
+def _clean_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("MFDMC_BACKEND", raising=False)
+    dispatch._log_choice.cache_clear()
+    yield
+    dispatch._log_choice.cache_clear()
+
+
+@pytest.fixture
+def _no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_load", lambda: NOT_BUILT)
+
+
+@pytest.fixture
+def _module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that loads, for tests that only choose."""
+    monkeypatch.setattr(native, "_load", lambda: native)
+
+
+@pytest.mark.usefixtures("_module")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
+def test_auto_takes_the_compiled_kernels_where_they_can(dtype: torch.dtype) -> None:
+    assert dispatch.choose("score_pairs", CPU, dtype).name == "cpu"
+
+
+@pytest.mark.usefixtures("_no_module")
+@pytest.mark.parametrize("op", OPS)
+def test_auto_falls_back_without_the_module(op: str) -> None:
+    assert dispatch.choose(op, CPU, torch.float32).name == "reference"
+
+
+@pytest.mark.usefixtures("_module")
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        (CPU, torch.bfloat16, "it serves torch.float32, torch.float64, not torch.bfloat16"),
+        (META, torch.float32, "it serves cpu tensors, not meta"),
+    ],
+    ids=["dtype", "device"],
+)
+def test_kernels_serve_their_tensors_only(device: torch.device, dtype: torch.dtype, reason: str) -> None:
+    assert dispatch.choose("score_pairs", device, dtype).name == "reference"
+    with pytest.raises(BackendUnavailable, match=reason):
+        dispatch.choose("score_pairs", device, dtype, "cpu")
+
+
+@pytest.mark.usefixtures("_no_module")
+def test_auto_logs_each_choice_once_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="mfdmc_fast"):
+        for _ in range(3):
+            dispatch.choose("score_pairs", CPU, torch.float32)
+        first = caplog.record_tuples.copy()
+        dispatch.choose("embed", CPU, torch.float32)
+        dispatch.choose("score_pairs", CPU, torch.float32)
+    expected = f"score_pairs runs on backend reference; not cpu: {NOT_BUILT}"
+    assert first == [("mfdmc_fast", logging.INFO, expected)]
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["score_pairs", "embed"]
+
+
+def test_an_explicit_backend_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="mfdmc_fast"):
+        dispatch.choose("score_pairs", CPU, torch.float32, "reference")
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("_no_module")
+def test_an_explicit_backend_never_falls_back() -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        dispatch.choose("score_pairs", CPU, torch.float32, "cpu")
+    message = str(caught.value)
+    assert message.startswith(f"backend 'cpu' cannot run score_pairs: {NOT_BUILT}")
+    assert message.endswith("Available for it here: reference")
+
+
+@pytest.mark.usefixtures("_module")
+def test_an_op_without_a_kernel_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match=r"it has no kernel for top_items\. Available for it here: reference"):
+        dispatch.choose("top_items", CPU, torch.float32, "cpu")
+
+
+@pytest.mark.usefixtures("_no_module")
+def test_the_public_ops_pass_the_request_on() -> None:
+    case = make_case()
+    with pytest.raises(BackendUnavailable, match="Available for it here: reference"):
+        functional.score_pairs(*case[:5], backend="cpu")
+    expected = functional.score_pairs(*case[:5], backend="reference")
+    assert torch.equal(functional.score_pairs(*case[:5]), expected)
+
+
+@pytest.mark.usefixtures("_module")
+@pytest.mark.parametrize(
+    ("variable", "argument", "chosen"),
+    [
+        ("reference", "auto", "reference"),
+        ("reference", "cpu", "cpu"),
+        ("cpu", "reference", "reference"),
+        ("cpu", "auto", "cpu"),
+        ("auto", "auto", "cpu"),
+        ("", "auto", "cpu"),
+    ],
+    ids=["honoured", "argument-wins", "argument-wins-too", "cpu", "auto", "empty"],
+)
+def test_environment_variable(variable: str, argument: str, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDMC_BACKEND", variable)
+    assert dispatch.choose("score_pairs", CPU, torch.float32, argument).name == chosen
+
+
+@pytest.mark.usefixtures("_no_module")
+def test_environment_variable_never_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDMC_BACKEND", "cpu")
+    with pytest.raises(BackendUnavailable, match="Available for it here: reference"):
+        dispatch.choose("score_pairs", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("source", ["argument", "variable"])
+def test_unknown_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if source == "variable":
+        monkeypatch.setenv("MFDMC_BACKEND", "gpu")
+    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, cpu, reference"):
+        dispatch.choose("score_pairs", CPU, torch.float32, "gpu" if source == "argument" else "auto")
+
+
+def test_known_names_pass_the_check() -> None:
+    for name in ("auto", *dispatch.BACKENDS):
+        dispatch.check_backend_name(name)
+    with pytest.raises(ConfigError, match="unknown backend 'CPU'"):
+        dispatch.check_backend_name("CPU")
+
+
+def test_the_reference_has_every_op_on_every_device_and_dtype() -> None:
+    backend = dispatch.BACKENDS["reference"]
+    assert set(backend.ops) == set(OPS)
+    for op in OPS:
+        assert backend.why_not(op, META, torch.float16) is None
+
+
+def _calls(case: Case) -> dict[str, Any]:
+    z = torch.ones(2, 3)
+    factors = case.user.centers[:, :2]
+    return {
+        "batch_loss": lambda: functional.batch_loss(*case, backend="reference"),
+        "embed": lambda: functional.embed(case.user, backend="reference"),
+        "funkmf_loss": lambda: functional.funkmf_loss(
+            functional.FactorTensors(factors),
+            functional.FactorTensors(factors),
+            0.0,
+            *(case.user_idx[:0],) * 2,
+            case.ratings[:0],
+            backend="reference",
+        ),
+        "score_pairs": lambda: functional.score_pairs(*case[:5], backend="reference"),
+        "top_items": lambda: functional.top_items(z, z, None, 1, backend="reference"),
+    }
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_public_op_calls_the_launcher_of_the_chosen_backend(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = object()
+    launchers = {name: (lambda *_, **__: marker) if name == op else None for name in OPS}
+    replaced = dataclasses.replace(dispatch.BACKENDS["reference"], ops=launchers)
+    monkeypatch.setitem(dispatch.BACKENDS, "reference", replaced)
+    assert _calls(make_case())[op]() is marker
