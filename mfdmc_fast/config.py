@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -86,6 +87,12 @@ class MFDMCConfig(TrainingConfig):
         super().__post_init__()
         for name in ("n_views", "n_clusters", "view_dim", "min_clusters", "prune_start"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(
+            self.min_clusters <= self.n_clusters,
+            "min_clusters",
+            self.min_clusters,
+            f"at most n_clusters ({self.n_clusters})",
+        )
         for name in ("center_scale", "logit_scale", "spread_margin"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in ("learning_rate", "learning_rate_centers", "learning_rate_biases"):
@@ -171,7 +178,12 @@ def _coerce_fields(config: TrainingConfig) -> None:
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
-        _require(value in get_args(hint), name, value, "one of " + ", ".join(map(repr, get_args(hint))))
+        _require(
+            isinstance(value, str) and value in get_args(hint),
+            name,
+            value,
+            "one of " + ", ".join(map(repr, get_args(hint))),
+        )
         return value
     kinds = get_args(hint) or (hint,)
     if value is None and type(None) in kinds:
@@ -190,7 +202,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     if int in kinds and isinstance(value, float) and value.is_integer():
         return int(value)
     if float in kinds and isinstance(value, (int, float)):
-        _require(math.isfinite(value), name, value, "finite")
+        _require(abs(value) <= sys.float_info.max, name, value, "finite")
         return float(value)
     if str in kinds and isinstance(value, str):
         return value

@@ -109,7 +109,8 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if watched is None and config.validation_fraction > 0:
             _, ratings, watched = holdout(ratings, config.validation_fraction, config.seed)
         train = RatingsDataset.from_ratings(ratings)
-        scale = rating_scale or ratings.scale
+        low, high = ratings.scale if rating_scale is None else rating_scale
+        scale = (float(low), float(high))
         self._check_sizes(config, len(train.users), len(train.items))
         model: RatingModel = self._model_class(
             len(train.users), len(train.items), config, float(ratings.ratings.mean())
@@ -231,7 +232,10 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         state = self._state()
         if n < 1:
             raise ConfigError(f"n = {n}: must be 1 or more")
-        row = int(state.items.encode(item)[0])
+        rows = state.items.encode(item)
+        if len(rows) != 1:
+            raise ConfigError(f"similar_items takes a single item, got {len(rows)}")
+        row = int(rows[0])
         if row < 0:
             return Recommendations(np.empty(0, dtype=object), np.empty(0, dtype=np.float32), False)
         unit = torch.nn.functional.normalize(state.model.embeddings("item"), dim=1)
@@ -253,13 +257,17 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         save_state(self._state(), path, __version__)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, device: str | None = None) -> Self:
         """Read a model that `save` wrote; `load_model` reads one of any kind.
+
+        Args:
+            path: the file.
+            device: where the parameters go; default: the device it was trained on.
 
         Raises:
             ModelFileError: not a model file, damaged, of a newer format, or of another kind.
         """
-        model = load_model(path)
+        model = load_model(path, device=device)
         if not isinstance(model, cls):
             raise ModelFileError(f"{path}: holds a model of kind {type(model).__name__}, not {cls.__name__}")
         return model
@@ -461,9 +469,14 @@ class FunkMF(RatingEstimator):
         self.device = device
 
 
-def load_model(path: str | os.PathLike[str]) -> MFDMC | FunkMF:
-    """Read a model file of either kind; raises `ModelFileError` where that cannot be done."""
-    state = load_state(path)
+def load_model(path: str | os.PathLike[str], *, device: str | None = None) -> MFDMC | FunkMF:
+    """Read a model file of either kind; raises `ModelFileError` where that cannot be done.
+
+    Args:
+        path: a file that `save` wrote.
+        device: where the parameters go; default: the device it was trained on.
+    """
+    state = load_state(path, device)
     kinds: dict[str, type[MFDMC] | type[FunkMF]] = {"MFDMC": MFDMC, "FunkMF": FunkMF}
     model = kinds[state.kind](**state.model.config.to_dict())
     model._adopt(state)

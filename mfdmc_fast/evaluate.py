@@ -11,6 +11,7 @@ from typing import Any
 from sklearn.base import clone
 
 from mfdmc_fast.data import Split
+from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import RatingEstimator
 from mfdmc_fast.training import Callback
 
@@ -73,6 +74,8 @@ def cross_validate(
         callbacks_for: fold name → callbacks of its training.
         on_fold: called with each finished fold.
     """
+    if not splits:
+        raise ConfigError("there are no folds to validate on")
     start = time.perf_counter()
     results = []
     for split in splits:

@@ -18,12 +18,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         DataError: the folder does not exist or cannot be written.
     """
-    target = Path(path)
-    check_writable(target)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    check_writable(path)
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it does
+    temporary = None
     try:
+        # cut, so that a name of the greatest length has room for the ends: 50 characters are at most 200 bytes
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", suffix=".tmp", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -31,10 +33,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
-        raise DataError(f"cannot be written: {error.strerror or error}", source=str(target)) from error
+        raise DataError(f"cannot be written: {error.strerror or error}", source=str(path)) from error
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -42,6 +45,8 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.is_dir():
         raise DataError("is a folder; give the name of a file", source=str(target))
+    if target.exists() and not target.is_file():  # replacing a device or a pipe would destroy it
+        raise DataError("is not a regular file; give the name of a file", source=str(target))
     if not target.parent.is_dir():
         raise DataError(f"the folder {target.parent} does not exist; create it first", source=str(target))
     if not os.access(target.parent, os.W_OK):

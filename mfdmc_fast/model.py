@@ -236,6 +236,8 @@ class FunkMFModel(RatingModel):
 
     @torch.no_grad()
     def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        functional.check_rows("user_idx", user_idx, self.n_entities["user"])
+        functional.check_rows("item_idx", item_idx, self.n_entities["item"])
         prediction = (self.user_factors[user_idx] * self.item_factors[item_idx]).sum(1)
         for bias, idx in ((self.bias("user"), user_idx), (self.bias("item"), item_idx)):
             if bias is not None:

@@ -97,6 +97,8 @@ def remove_clusters(
     cluster_ids = []
     first = 0
     for ids, gone in zip(side.cluster_ids, removed, strict=True):
+        if not set(gone) <= set(range(len(ids))):
+            raise ValueError(f"positions to remove {list(gone)} must be below {len(ids)}, the clusters of the view")
         kept = [k for k in range(len(ids)) if k not in set(gone)]
         if not kept:
             raise ValueError("a view must keep at least one cluster")

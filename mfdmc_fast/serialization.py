@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, config_from_dict
 from mfdmc_fast.data.vocabulary import Vocabulary
-from mfdmc_fast.errors import MFDMCError, ModelFileError
+from mfdmc_fast.errors import DataError, MFDMCError, ModelFileError
 from mfdmc_fast.files import replacing
 from mfdmc_fast.model import SIDES, FunkMFModel, MFDMCModel, RatingModel
 from mfdmc_fast.training import TrainingHistory
@@ -75,6 +76,7 @@ class FittedState:
 
 def save_state(state: FittedState, path: str | os.PathLike[str], package_version: str) -> None:
     """Write a model file under a temporary name and rename it; an existing file is replaced only on success."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     header = {
@@ -93,12 +95,16 @@ def save_state(state: FittedState, path: str | os.PathLike[str], package_version
         tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in _ids_to_arrays(vocabulary).items()}
     tensors["seen.offsets"] = torch.from_numpy(state.seen.offsets)
     tensors["seen.items"] = torch.from_numpy(state.seen.items)
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: json.dumps(header, allow_nan=False)})
+    metadata = {_KEY: json.dumps(header, allow_nan=False)}
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:  # such as a full disk
+        raise DataError(f"cannot be written: {error}", source=str(path)) from error
 
 
-def load_state(path: str | os.PathLike[str]) -> FittedState:
-    """Read and check a model file.
+def load_state(path: str | os.PathLike[str], device: str | None = None) -> FittedState:
+    """Read and check a model file, with its parameters on `device`; None: the device it was trained on.
 
     Raises:
         ModelFileError: missing, truncated, a pickle, of a newer format, or inconsistent; the message says which.
@@ -110,14 +116,19 @@ def load_state(path: str | os.PathLike[str]) -> FittedState:
         version = header["format_version"]
     except (KeyError, TypeError, ValueError):
         raise ModelFileError(f"{source}: a safetensors file, but not a model of mfdmc_fast") from None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or version < 1:
+        raise ModelFileError(f"{source}: damaged or inconsistent model file (format_version {version!r})")
+    if version > FORMAT_VERSION:
         raise ModelFileError(
             f"{source}: has format version {version}, this package reads up to {FORMAT_VERSION};"
             f" it was written by mfdmc_fast {header.get('package_version')}: upgrade with pip install -U mfdmc_fast"
         )
     try:
-        return _state_from_parts(header, tensors)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, MFDMCError) as error:
+        return _state_from_parts(header, tensors, device)
+    except (
+        *(KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError, MFDMCError),
+        AssertionError,  # torch's answer to a device that it was not built for
+    ) as error:
         raise ModelFileError(f"{source}: damaged or inconsistent model file ({_describe(error)})") from error
 
 
@@ -129,34 +140,46 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             start = file.read(2)
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    if start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        raise ModelFileError(
-            f"{path}: is a pickle or zip archive, which is never loaded because it can run code;"
-            " models of mfdmc_fast are safetensors files written by save()"
-        )
     try:
         with safe_open(path, framework="pt") as file:
             # clone: the tensors would stay views of the file, which may be overwritten while they are in use
             return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
+        # only now: the length that a safetensors file starts with may look like these marks
+        if start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+            raise ModelFileError(
+                f"{path}: is a pickle or zip archive, which is never loaded because it can run code;"
+                " models of mfdmc_fast are safetensors files written by save()"
+            ) from None
         raise ModelFileError(f"{path}: truncated or not a safetensors file ({error})") from error
 
 
-def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor]) -> FittedState:
+def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device: str | None) -> FittedState:
     kind = header["kind"]
     if kind not in _KINDS:
         raise ValueError(f"unknown kind of model {kind!r}")
     config_class, model_class = _KINDS[kind]
-    config = config_from_dict(config_class, header["config"])
+    config = config_from_dict(config_class, header["config"] | ({} if device is None else {"device": device}))
+    for side_name, ids in header["cluster_ids"].items():
+        if len(ids) != config.n_views:  # type: ignore[attr-defined]  # before a huge number of views is built
+            raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
     users, items = (_ids_from_tensors(tensors, f"{side}s") for side in SIDES)
+    train_mean = float(header["train_mean"])
+    if not math.isfinite(train_mean):
+        raise ValueError(f"train_mean {train_mean}")
     # built on the meta device: parameters are replaced at once, so drawing initial values would be wasted work
     with torch.device("meta"):
-        model: RatingModel = model_class(len(users), len(items), config, float(header["train_mean"]))
+        model: RatingModel = model_class(len(users), len(items), config, train_mean)
     for side_name, side in model.prunable_sides().items():
         side.cluster_ids = tuple(tuple(int(k) for k in ids) for ids in header["cluster_ids"][side_name])
-        if len(side.cluster_ids) != config.n_views or not all(side.cluster_ids):  # type: ignore[attr-defined]
-            raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
-    for name, parameter in list(model.named_parameters()):
+        for ids in side.cluster_ids:
+            if not ids or sorted(set(ids)) != list(ids) or ids[0] < 0 or ids[-1] >= config.n_clusters:  # type: ignore[attr-defined]
+                raise ValueError(f"cluster_ids of the {side_name} side are not ascending numbers below n_clusters")
+    parameters = dict(model.named_parameters())
+    foreign = [name for name in tensors if name.startswith("model.") and name[len("model.") :] not in parameters]
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)}: not a parameter of a model with these settings")
+    for name, parameter in parameters.items():
         tensor = tensors[f"model.{name}"]
         expected = _expected_shape(model, name, parameter)
         if tensor.shape != expected or tensor.dtype != torch.float32:
@@ -196,7 +219,10 @@ def _ids_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Vocabulary:
         if ids.dtype != torch.int64 or ids.ndim != 1:
             raise ValueError(f"{prefix}.ids must be a vector of int64")
         return Vocabulary(ids.numpy())
-    data, offsets = tensors[f"{prefix}.utf8"].numpy().tobytes(), tensors[f"{prefix}.offsets"].numpy()
+    utf8, bounds = tensors[f"{prefix}.utf8"], tensors[f"{prefix}.offsets"]
+    if (utf8.dtype, utf8.ndim, bounds.dtype, bounds.ndim) != (torch.uint8, 1, torch.int64, 1):
+        raise ValueError(f"{prefix}.utf8 and {prefix}.offsets must be vectors of uint8 and int64")
+    data, offsets = utf8.numpy().tobytes(), bounds.numpy()
     if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
         raise ValueError(f"{prefix}.offsets do not fit {prefix}.utf8")
     strings = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets)]
@@ -219,4 +245,6 @@ def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:
 
 
 def _describe(error: Exception) -> str:
+    if isinstance(error, AssertionError | RuntimeError) and "CUDA" in str(error):
+        return f"{error}; load it with device='cpu'"
     return f"missing {error}" if isinstance(error, KeyError) else str(error)

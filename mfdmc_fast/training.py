@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -123,7 +123,8 @@ def fit(
         scale: lowest and highest rating, to which predictions are clipped for validation; None: those of `train`.
 
     Returns:
-        The history. Deterministic: the same seed, data, versions and backend give bit-identical parameters.
+        The history. Deterministic: the same seed, data, versions and backend give bit-identical parameters (the
+        reference, on tables of millions of numbers, for the same number of threads)
 
     Raises:
         TrainingDiverged: the loss is NaN or infinite.
@@ -138,12 +139,13 @@ def fit(
 
     try:
         with _threads_for(model):
-            history = _train(model, train, validation if watched else None, callbacks, scale or train.scale)
+            history = _train(model, train, validation if watched else None, callbacks, scale)
         for callback in callbacks:
             callback.on_train_end(history)
     finally:
-        for callback in callbacks:
-            callback.close()
+        with ExitStack() as closing:  # each is closed, whatever the others raise
+            for callback in reversed(callbacks):
+                closing.callback(callback.close)
     return history
 
 
@@ -158,11 +160,12 @@ def _train(
     train: RatingsDataset,
     validation: RatingsDataset | None,
     callbacks: Sequence[Callback],
-    scale: tuple[float, float],
+    scale: tuple[float, float] | None,
 ) -> TrainingHistory:
     config = model.config
     start = time.perf_counter()
     batches = BatchIterator(train, config.batch_size, config.seed, config.device)
+    scale = scale or train.scale
     history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
     optimizer = make_optimizer(model)
     scheduler = make_scheduler(optimizer, config.learning_rate_schedule, config.epochs * batches.n_batches)
@@ -176,6 +179,12 @@ def _train(
     for epoch in range(1, config.epochs + 1):
         epoch_start = time.perf_counter()
         loss = _run_epoch(model, batches, epoch, optimizer, scheduler, callbacks)
+        if not all(p.isfinite().all() for p in model.parameters()):
+            # the loss was finite in every batch, so it was the last step
+            raise TrainingDiverged(
+                f"parameters became NaN or infinite in the last step of epoch {epoch}: "
+                + _likely_cause(model, train, optimizer)
+            )
         if pruning is not None:
             history.prune_events += pruning.after_epoch(epoch, model, optimizer, trained)
         errors = evaluate_dataset(model, validation, scale) if validation is not None else None
@@ -258,6 +267,8 @@ def _run_epoch(
 
 def _likely_cause(model: RatingModel, train: RatingsDataset, optimizer: torch.optim.Optimizer) -> str:
     largest_rating = float(np.abs(train.ratings).max())
+    if math.isnan(largest_rating):
+        return "ratings hold NaN; remove them"
     if largest_rating > 1e4:
         return f"ratings reach {largest_rating:g}; rescale them to a few points around 0 or set a rating scale"
     extremes = {}

@@ -74,19 +74,36 @@ def toy_rating(user: int, item: int) -> float:
     return 5.0 if user // 4 == item // 4 else 1.0
 
 
+TOY_MFDMC: dict[str, Any] = {
+    "n_views": 2,
+    "n_clusters": 3,
+    "prune": False,
+    "epochs": 150,
+    "learning_rate": 0.03,
+    "learning_rate_centers": 0.06,
+    "learning_rate_biases": 0.01,
+    "weight_spread": 0.05,
+    "weight_proximity": 0.0,
+    "weight_entropy": 0.0,
+    "weight_l2": 0.02,
+    "seed": 3,
+}
+TOY_FUNKMF: dict[str, Any] = {
+    "n_factors": 3,
+    "epochs": 150,
+    "factor_scale": 0.1,
+    "seed": 0,
+    "learning_rate": 0.05,
+    "learning_rate_biases": 0.01,
+    "weight_l2": 0.02,
+}
+# all that the answers depend on is stated, so that new default values do not change them
 TOY_MODELS: dict[str, Callable[[], RatingEstimator]] = {
-    **{
-        f"mfdmc-{name}": lambda settings=settings: MFDMC(
-            n_views=2, n_clusters=3, prune=False, epochs=150, weight_l2=0.02, seed=3, **settings
-        )
-        for name, settings in (("concat", {}), ("sum", {"combine": "sum"}), ("unbiased", {"biases": False}))
-    },
-    **{
-        name: lambda biases=biases: FunkMF(
-            n_factors=3, epochs=150, learning_rate=0.05, weight_l2=0.02, factor_scale=0.1, biases=biases
-        )
-        for name, biases in (("funkmf", True), ("funkmf-unbiased", False))
-    },
+    "mfdmc-concat": lambda: MFDMC(**TOY_MFDMC),
+    "mfdmc-sum": lambda: MFDMC(combine="sum", **TOY_MFDMC),
+    "mfdmc-unbiased": lambda: MFDMC(biases=False, **TOY_MFDMC),
+    "funkmf": lambda: FunkMF(**TOY_FUNKMF),
+    "funkmf-unbiased": lambda: FunkMF(biases=False, **TOY_FUNKMF),
 }
 
 

@@ -21,7 +21,7 @@ def make_model(kind: str, biases: bool = True) -> RatingModel:
     """A model with random numbers everywhere."""
     model: RatingModel
     if kind == "mfdmc":
-        config = MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, center_scale=2.0, logit_scale=1.0, biases=biases)
+        config = MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, center_scale=1.0, logit_scale=2.0, biases=biases)
         model = MFDMCModel(N_USERS, N_ITEMS, config, train_mean=MEAN)
     else:
         model = FunkMFModel(N_USERS, N_ITEMS, FunkMFConfig(n_factors=4, factor_scale=1.0, biases=biases), MEAN)

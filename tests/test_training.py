@@ -232,6 +232,25 @@ def test_the_seed_fixes_the_batches_too(train: RatingsDataset) -> None:
     assert not same_parameters(first, second)
 
 
+def test_every_epoch_has_all_ratings_in_batches_of_its_own(
+    train: RatingsDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(train, batch_size=100)
+    seen: dict[int, list[list[tuple[int, int]]]] = {}
+    batch_loss = model.batch_loss
+
+    def spy(users: torch.Tensor, items: torch.Tensor, ratings: torch.Tensor, *, epoch: int) -> Any:
+        seen.setdefault(epoch, []).append(list(zip(users.tolist(), items.tolist(), strict=True)))
+        return batch_loss(users, items, ratings, epoch=epoch)
+
+    monkeypatch.setattr(model, "batch_loss", spy)
+    fit(model, train)
+    pairs = sorted(zip(train.user_idx.tolist(), train.item_idx.tolist(), strict=True))
+    assert list(seen) == [1, 2, 3]
+    assert all(sorted(pair for batch in batches for pair in batch) == pairs for batches in seen.values())
+    assert seen[1] != seen[2] != seen[3] != seen[1]
+
+
 def test_training_does_not_touch_the_global_generator(train: RatingsDataset) -> None:
     before = torch.get_rng_state()
     run(train, epochs=1)

@@ -15,7 +15,7 @@ from mfdmc_fast.cli.options import DataOptions, ModelOptions, with_data_options,
 from mfdmc_fast.cli.output import Output, errors_to_exit_codes
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import holdout, make_planted_ratings
-from mfdmc_fast.errors import DataError
+from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator, load_model
 from mfdmc_fast.evaluate import FoldResult, cross_validate, fold_result
 from mfdmc_fast.files import check_writable, replacing
@@ -139,7 +139,7 @@ def evaluate(
 ) -> None:
     """RMSE and MAE of a model on a ratings file."""
     output = Output(as_json=as_json, quiet=quiet)
-    values = load_model(model).evaluate(data.read(ratings))
+    values = load_model(model, device="cpu").evaluate(data.read(ratings))
     output.result(values, lambda: _show_values(output, f"{model} on {ratings}", values))
 
 
@@ -206,10 +206,10 @@ def predict(
     """Predict ratings of (user, item) pairs as CSV: user, item, prediction, known (both were in training)."""
     output = Output(as_json=as_json, quiet=quiet)
     if as_json and out is None:
-        raise DataError("--json prints a summary on standard output; say with --out where the predictions go")
+        raise ConfigError("--json prints a summary on standard output; say with --out where the predictions go")
     if out is not None:
         check_writable(out)
-    fitted = load_model(model)
+    fitted = load_model(model, device="cpu")
     users, items = data.read_pairs(pairs)
     predictions, known = fitted.predict(users, items, return_known=True)
     lines = _csv_lines(
@@ -245,10 +245,10 @@ def recommend(
     """The items with the highest predicted ratings for users."""
     output = Output(as_json=as_json, quiet=quiet)
     if bool(user) == all_users:
-        raise DataError("say for whom: --user ID (repeat for several) or --all")
+        raise ConfigError("say for whom: --user ID (repeat for several) or --all")
     if out is not None:
         check_writable(out)
-    fitted = load_model(model)
+    fitted = load_model(model, device="cpu")
     users = fitted.users_.ids if all_users else user or []
     top = fitted.recommend(users, n, exclude_seen=not include_seen)
     known_users = np.atleast_1d(top.known)

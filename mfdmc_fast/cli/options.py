@@ -80,10 +80,14 @@ def with_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             panel = "Training" if len(users) == len(_MODELS) else f"Settings of {users[0]}"
             defaults = {n: _default(c, field.name) for n, (c, _) in _MODELS.items() if n in users}
             shown = " ".join(f"{v} ({n})" for n, v in defaults.items()) if len(set(defaults.values())) > 1 else None
+            helps = {
+                n: c.__dataclass_fields__[field.name].metadata["help"] for n, (c, _) in _MODELS.items() if n in users
+            }
+            text = "; ".join(f"{h} ({n})" for n, h in helps.items()) if len(set(helps.values())) > 1 else None
             parameters[field.name] = Annotated[
                 _cli_type(hints[field.name]) | None,
                 typer.Option(
-                    help=field.metadata["help"],
+                    help=text or field.metadata["help"],
                     show_default=shown or next(iter(defaults.values())),
                     rich_help_panel=panel,
                 ),
@@ -140,7 +144,7 @@ class DataOptions:
         if test is None:
             return self.read(path), None
         kind, _, rest = test.partition(":")
-        if kind == "holdout" and rest:
+        if kind == "holdout":
             try:
                 fraction = float(rest)
             except ValueError:
@@ -152,8 +156,10 @@ class DataOptions:
         if test == "last":
             _, train, held_out = leave_last_out(self.read(path))
             return train, held_out
-        if kind == "column" and "=" in rest:
+        if kind == "column":
             name, _, value = rest.partition("=")
+            if not name or not value:
+                raise ConfigError(f"--test {test!r}: write column:NAME=VALUE, such as column:fold=1")
             ratings = self.read(path, keep=(name,))
             chosen = ratings.columns[name].astype(str) == value
             if not chosen.any() or chosen.all():

@@ -34,10 +34,10 @@ class Batch(NamedTuple):
 class BatchIterator:
     """Every rating once per epoch, in seeded random batches whose sizes differ by at most one.
 
-    With n batches, the ratings in (user, item) order are cut into runs of n, and each run is dealt out to the batches, one
-    rating each, by a random permutation (`deal`). So a batch comes out grouped by user without sorting, and holds an
-    equal share of every user's ratings, which shuffling gives only on average. Epoch e of seed s is the same whatever was
-    iterated before, so a run can be continued at any epoch.
+    With n batches, the ratings in (user, item) order are cut into runs of n, and each run is dealt out to the batches,
+    one rating each, by a random permutation (`deal`). So a batch comes out grouped by user without sorting, and holds
+    an equal share of every user's ratings, which shuffling gives only on average. Epoch e of seed s is the same
+    whatever was iterated before, so a run can be continued at any epoch.
 
     Args:
         dataset: encoded ratings without unknown ids.

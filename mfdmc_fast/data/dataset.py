@@ -12,7 +12,7 @@ from mfdmc_fast.data.vocabulary import Vocabulary
 from mfdmc_fast.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RatingsDataset:
     """Ratings as index triples with their vocabularies.
 
@@ -34,8 +34,10 @@ class RatingsDataset:
         """Build the vocabularies from the ratings themselves (ids in sorted order) and encode.
 
         Raises:
-            DataError: fewer than two users or two items: nothing can be factorized.
+            DataError: no ratings, or fewer than two users or two items: nothing can be factorized.
         """
+        if not len(ratings):
+            raise DataError("there are no ratings", source=ratings.source)
         users, items = Vocabulary.from_values(ratings.users), Vocabulary.from_values(ratings.items)
         for name, vocabulary in (("user", users), ("item", items)):
             if len(vocabulary) < 2:
@@ -49,6 +51,9 @@ class RatingsDataset:
     @classmethod
     def encode(cls, ratings: Ratings, users: Vocabulary, items: Vocabulary) -> RatingsDataset:
         """Encode with given vocabularies; unknown ids become -1."""
+        largest = float(np.abs(ratings.ratings).max(initial=0.0))
+        if largest > float(np.finfo(np.float32).max):
+            raise DataError(f"ratings reach {largest:g}, beyond single precision; rescale them", source=ratings.source)
         return cls(
             users.encode(ratings.users),
             items.encode(ratings.items),

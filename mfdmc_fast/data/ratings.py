@@ -151,7 +151,7 @@ def resolve_repeats(ratings: Ratings, on_repeat: OnRepeat, row_numbers: np.ndarr
 
 def recheck(ratings: Ratings, policies: ReadReport, rating_scale: tuple[float, float] | None) -> Ratings:
     """Apply the options that concern values to ratings that were read, or made, before."""
-    lowest, highest = rating_scale or (-math.inf, math.inf)
+    lowest, highest = (-math.inf, math.inf) if rating_scale is None else rating_scale
     good = (ratings.ratings >= lowest) & (ratings.ratings <= highest)
     if not good.all():
         if policies.on_bad_row == "error":

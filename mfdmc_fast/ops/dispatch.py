@@ -78,12 +78,6 @@ BACKENDS = {
 }
 
 
-def check_backend_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` is `auto` or a known backend."""
-    if name != "auto" and name not in BACKENDS:
-        raise ConfigError(f"unknown backend {name!r}; choose one of: auto, {', '.join(BACKENDS)}")
-
-
 def choose(op: str, device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Backend:
     """The backend that runs `op` on tensors of this device and dtype.
 
@@ -95,7 +89,9 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, backend: str = "au
         BackendUnavailable: the named backend cannot run the op; the message lists those that can.
     """
     requested = environment.default_backend() if backend == "auto" else backend
-    check_backend_name(requested)
+    if requested != "auto" and requested not in BACKENDS:
+        source = "MFDMC_BACKEND names the" if backend == "auto" else "there is an"
+        raise ConfigError(f"{source} unknown backend {requested!r}; choose one of: auto, {', '.join(BACKENDS)}")
     refusals = {name: b.why_not(op, device, dtype) for name, b in BACKENDS.items()}
     able = [name for name, reason in refusals.items() if reason is None]
     if requested == "auto":

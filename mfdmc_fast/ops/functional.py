@@ -1,7 +1,7 @@
 """The public stateless functions: the contract of each op, its input checks, then dispatch to a backend.
 
-No index reaches a kernel unchecked. All functions are deterministic on CPU tensors: the same inputs give the same bits,
-for any number of threads.
+No index reaches a kernel unchecked. All functions are deterministic on CPU tensors: the same inputs give the same bits
+for the same number of threads, and the `cpu` backend for any number.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ def funkmf_loss(
             raise ValueError(f"{name}.bias must be [{len(side.factors)}], got {list(side.bias.shape)}")
     if user.factors.shape[1] != item.factors.shape[1] or (user.bias is None) != (item.bias is None):
         raise ValueError("both sides must have the same n_factors, and a bias on both sides or on neither")
+    _check_same_kind(
+        user.factors,
+        {"user.bias": user.bias, "item.factors": item.factors, "item.bias": item.bias},
+    )
     if any((weights.spread, weights.proximity, weights.entropy)):
         raise ValueError("FunkMF has no clusters: weights.spread, proximity and entropy must be 0")
     _check_indices(len(user.factors), len(item.factors), user_idx, item_idx, user.factors.device)
@@ -161,8 +165,9 @@ def embed(
         [R, V*d] for `concat`, [R, d] for `sum`.
     """
     _check_side("side", side)
+    _check_combine(combine)
     if rows is not None:
-        _check_rows("rows", rows, len(side.assignment_logits))
+        check_rows("rows", rows, len(side.assignment_logits))
     chosen = dispatch.choose("embed", side.centers.device, side.centers.dtype, backend)
     return cast(Tensor, chosen.ops["embed"](side, rows, combine=combine))
 
@@ -198,6 +203,10 @@ def top_items(
             "user_embeddings [U, D] and item_embeddings [M, D] must be matrices with the same D,"
             f" got {list(user_embeddings.shape)} and {list(item_embeddings.shape)}"
         )
+    _check_same_kind(
+        user_embeddings,
+        {"user_embeddings": user_embeddings, "item_embeddings": item_embeddings, "item_bias": item_bias},
+    )
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     if item_bias is not None and item_bias.shape != (len(item_embeddings),):
@@ -205,9 +214,10 @@ def top_items(
     if (exclude_offsets is None) != (exclude_items is None):
         raise ValueError("give both exclude_offsets and exclude_items, or neither")
     if exclude_offsets is not None and exclude_items is not None:
-        _check_rows("exclude_items", exclude_items, len(item_embeddings))
+        check_rows("exclude_items", exclude_items, len(item_embeddings))
         offsets_fit = (
-            exclude_offsets.shape == (len(user_embeddings) + 1,)
+            exclude_offsets.dtype == torch.int64
+            and exclude_offsets.shape == (len(user_embeddings) + 1,)
             and int(exclude_offsets[0]) == 0
             and int(exclude_offsets[-1]) == len(exclude_items)
             and bool((exclude_offsets.diff() >= 0).all())
@@ -260,11 +270,28 @@ def _check_side(name: str, side: SideTensors) -> None:
             )
 
 
+def _check_combine(combine: str) -> None:
+    if combine not in ("concat", "sum"):
+        raise ValueError(f"combine must be 'concat' or 'sum', got {combine!r}")
+
+
+def _check_same_kind(expected: Tensor, tensors: dict[str, Tensor | None]) -> None:
+    """Raise `TypeError` unless all tensors that are given have the floating dtype and the device of `expected`."""
+    for name, tensor in tensors.items():
+        if tensor is None or (
+            tensor.is_floating_point() and tensor.dtype == expected.dtype and tensor.device == expected.device
+        ):
+            continue
+        raise TypeError(
+            f"{name} must have one floating dtype and device with the others: got {tensor.dtype} on {tensor.device}"
+            f" beside {expected.dtype} on {expected.device}"
+        )
+
+
 def _check_sides(user: SideTensors, item: SideTensors, combine: str) -> None:
     _check_side("user", user)
     _check_side("item", item)
-    if combine not in ("concat", "sum"):
-        raise ValueError(f"combine must be 'concat' or 'sum', got {combine!r}")
+    _check_combine(combine)
     if user.centers.dtype != item.centers.dtype or user.centers.device != item.centers.device:
         raise TypeError(
             f"both sides must share dtype and device, got {user.centers.dtype} on {user.centers.device}"
@@ -281,8 +308,8 @@ def _check_sides(user: SideTensors, item: SideTensors, combine: str) -> None:
 
 
 def _check_indices(n_users: int, n_items: int, user_idx: Tensor, item_idx: Tensor, device: torch.device) -> None:
-    _check_rows("user_idx", user_idx, n_users)
-    _check_rows("item_idx", item_idx, n_items)
+    check_rows("user_idx", user_idx, n_users)
+    check_rows("item_idx", item_idx, n_items)
     if user_idx.shape != item_idx.shape:
         raise ValueError(f"user_idx and item_idx must be equally long, got {len(user_idx)} and {len(item_idx)}")
     if user_idx.device != device or item_idx.device != device:
@@ -297,7 +324,8 @@ def _check_ratings(ratings: Tensor, user_idx: Tensor, parameter: Tensor) -> None
         )
 
 
-def _check_rows(name: str, rows: Tensor, n: int) -> None:
+def check_rows(name: str, rows: Tensor, n: int) -> None:
+    """Raise TypeError or IndexError unless `rows` is a vector of int64 in [0, n); the message has the position."""
     if rows.ndim != 1 or rows.dtype != torch.int64:
         raise TypeError(f"{name} must be a vector of int64, got {list(rows.shape)} {rows.dtype}")
     if len(rows):

@@ -1,4 +1,4 @@
-"""Batches: every rating once, even sizes, order inside a batch, and content fixed by seed and epoch alone."""
+"""Batches: every rating once, equal shares of every user, grouping, and content fixed by seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfdmc_fast.data import Batch, BatchIterator, RatingsDataset, Vocabulary
-from mfdmc_fast.data.batches import default_batch_size
+from mfdmc_fast.data.batches import deal, default_batch_size
 from mfdmc_fast.errors import ConfigError, DataError
 
 
@@ -83,6 +83,64 @@ def test_the_order_of_the_ratings_does_not_change_the_batches() -> None:
     dataset = RatingsDataset(users, items, np.arange(63, dtype=np.float32), *vocabularies)
     shuffled = dataset.take(np.random.default_rng(0).permutation(63))
     assert _equal(*(list(BatchIterator(d, 20, seed=1).epoch(1)) for d in (dataset, shuffled)))
+
+
+@pytest.mark.parametrize("batch_size", [37, 128, 500])
+def test_every_batch_has_an_equal_share_of_every_user(batch_size: int) -> None:
+    dataset = make_dataset(1000)
+    shares = [np.bincount(batch.user_idx, minlength=7) for batch in BatchIterator(dataset, batch_size, 0).epoch(1)]
+    # a user's ratings begin and end inside a run, so two of them may fall to one batch and none to another
+    assert np.ptp(shares, axis=0).max() <= 2
+    assert np.ptp(shares, axis=0).any()
+
+
+MASK = 2**64 - 1
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def _dealt_by_hand(n_ratings: int, n_batches: int, seed: int, epoch: int) -> list[list[int]]:
+    """The documented rule in plain integers, one rating after the other."""
+    golden = 0x9E3779B97F4A7C15
+    stream = _mix((_mix((seed + golden) & MASK) + epoch) & MASK)
+    dealt = []
+    for run in range(-(-n_ratings // n_batches)):
+        permutation = list(range(n_batches))
+        for k in range(n_batches):
+            high = _mix((stream + (run * n_batches + k + 1) * golden) & MASK) >> 32
+            j = high * (k + 1) >> 32
+            permutation[k], permutation[j] = permutation[j], k
+        dealt.append(permutation)
+    return dealt
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n_ratings=st.integers(1, 50),
+    n_batches=st.integers(1, 9),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(1, 1000),
+)
+def test_deal_follows_its_rule(n_ratings: int, n_batches: int, seed: int, epoch: int) -> None:
+    dealt = deal(n_ratings, n_batches, seed, epoch)
+    assert dealt.tolist() == _dealt_by_hand(n_ratings, n_batches, seed, epoch)
+    assert (np.sort(dealt, axis=1) == np.arange(n_batches)).all()
+
+
+def test_every_permutation_is_equally_likely() -> None:
+    runs = 12_000
+    for seed, epoch in ((0, 1), (0, 2), (1, 1)):
+        dealt = deal(3 * runs, 3, seed, epoch)
+        _, counts = np.unique(dealt @ np.array([9, 3, 1]), return_counts=True)
+        # 2000 of each of the six, with a standard deviation of 41
+        assert len(counts) == 6
+        assert np.abs(counts - 2000).max() < 5 * 41
+        # and one run says nothing of the next
+        assert abs(np.corrcoef(dealt[:-1, 0], dealt[1:, 0])[0, 1]) < 5 / runs**0.5
 
 
 def test_the_batches_share_no_memory_with_the_dataset() -> None:

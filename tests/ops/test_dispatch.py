@@ -141,11 +141,9 @@ def test_unknown_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
         dispatch.choose("score_pairs", CPU, torch.float32, "gpu" if source == "argument" else "auto")
 
 
-def test_known_names_pass_the_check() -> None:
-    for name in ("auto", *dispatch.BACKENDS):
-        dispatch.check_backend_name(name)
-    with pytest.raises(ConfigError, match="unknown backend 'CPU'"):
-        dispatch.check_backend_name("CPU")
+def test_names_are_spelled_exactly() -> None:
+    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, cpu, reference"):
+        dispatch.choose("score_pairs", torch.device("cpu"), torch.float32, "CPU")
 
 
 def test_the_reference_has_every_op_on_every_device_and_dtype() -> None:

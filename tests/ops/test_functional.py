@@ -580,7 +580,7 @@ def test_same_inputs_give_the_same_bits(run: Callable[[Case, str], list[Tensor]]
 
 
 @pytest.mark.usefixtures("_restored_threads")
-@pytest.mark.parametrize(("run", "combine"), RUNS)
+@pytest.mark.parametrize(("run", "combine"), [run for run in RUNS if run.id == "score_pairs-cpu"])
 def test_the_number_of_threads_does_not_change_the_bits(run: Callable[[Case, str], list[Tensor]], combine: str) -> None:
     case = _large_case()
     torch.set_num_threads(1)
