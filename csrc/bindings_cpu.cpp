@@ -1,35 +1,23 @@
-// The Python module mfdmc_fast._cpu: checks the arrays, releases the GIL, calls a kernel. Nothing else uses pybind11.
+// The Python module mfdmc_fast._cpu: checks the arrays, releases the GIL, calls a kernel.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <cstdint>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "bindings.hpp"
+#include "cpu/fused_kernels.hpp"
 #include "cpu/score_pairs.hpp"
 
 namespace py = pybind11;
+using mfdmc::bindings::Array;
+using mfdmc::bindings::check_shape;
+using mfdmc::bindings::Indices;
 
 namespace {
-
-// With py::arg().noconvert() an array of another dtype or layout is refused instead of copied.
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-using Indices = Array<std::int64_t>;
-
-void check_shape(const std::string& name, const py::array& array, std::initializer_list<py::ssize_t> shape) {
-  if (array.ndim() == static_cast<py::ssize_t>(shape.size()) && std::equal(shape.begin(), shape.end(), array.shape()))
-    return;
-  std::string expected, found;
-  for (py::ssize_t size : shape) expected += (expected.empty() ? "" : ", ") + std::to_string(size);
-  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
-    found += (axis ? ", " : "") + std::to_string(array.shape(axis));
-  throw py::value_error(name + " must have shape [" + expected + "], not [" + found + "]");
-}
 
 mfdmc::Combine parse_combine(const std::string& combine) {
   if (combine == "concat") return mfdmc::Combine::concat;
@@ -118,17 +106,7 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
-#if defined(__AVX512F__)
-  info["simd"] = "avx512";
-#elif defined(__AVX2__)
-  info["simd"] = "avx2";
-#elif defined(__SSE2__)
-  info["simd"] = "sse2";
-#elif defined(__ARM_NEON)
-  info["simd"] = "neon";
-#else
-  info["simd"] = "none";
-#endif
+  info["simd"] = mfdmc::choose_kernels(nullptr)->name;
   return info;
 }
 
@@ -139,4 +117,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("build_info", &build_info, "Compiler, OpenMP and instruction set that this module was built with.");
   define_score_pairs<float>(module);
   define_score_pairs<double>(module);
+  mfdmc::bindings::define_training(module);
 }

@@ -3,6 +3,7 @@
 | variable | default | meaning |
 |---|---|---|
 | `MFDMC_BACKEND` | `auto` | backend used where a call or setting says `auto` |
+| `MFDMC_CPU_KERNELS` | best there is | instruction set of the C++ training: `baseline`, `avx2`, `avx512` |
 
 `MFDMC_NATIVE` and `MFDMC_CUDA` (`auto`, `on`, `off`) are read by setup.py at build time only; `MFDMC_DATA` names the
 folder of rating datasets for the tests and benchmarks.
@@ -16,3 +17,8 @@ import os
 def default_backend() -> str:
     """Value of `MFDMC_BACKEND`, or `auto`."""
     return os.environ.get("MFDMC_BACKEND") or "auto"
+
+
+def cpu_kernels() -> str | None:
+    """Value of `MFDMC_CPU_KERNELS`, or None for the best that the processor can run."""
+    return os.environ.get("MFDMC_CPU_KERNELS") or None

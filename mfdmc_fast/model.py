@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, weight_at
-from mfdmc_fast.ops import dispatch, functional
+from mfdmc_fast.ops import dispatch, functional, native
 from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights, SideTensors
 
 SideName = Literal["user", "item"]
@@ -55,6 +55,14 @@ class RatingModel(nn.Module):
     @abstractmethod
     def training_backend(self) -> str:
         """Name of the backend that `batch_loss` uses; raises `BackendUnavailable` where the wanted one cannot."""
+
+    @abstractmethod
+    def native_parameters(self, side: SideName) -> native.SideParameters:
+        """The trainable tensors of a side, for the native engine."""
+
+    @abstractmethod
+    def native_options(self, epoch: int) -> Any:
+        """Loss weights and constants of an epoch, for the native engine."""
 
     def prunable_sides(self) -> dict[SideName, Side]:
         """The sides whose clusters can be pruned; empty for models without clusters."""
@@ -164,7 +172,19 @@ class MFDMCModel(RatingModel):
     @property
     def training_backend(self) -> str:
         centers = self.user.centers
-        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend).name
+        columns = max(functional.columns_of(side.tensors()) for side in (self.user, self.item))
+        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend, columns).name
+
+    def native_parameters(self, side: SideName) -> native.SideParameters:
+        return native.SideParameters.of(self._side(side).tensors())
+
+    def native_options(self, epoch: int) -> Any:
+        return native.loss_options(
+            self.loss_weights(epoch),
+            spread_margin=self.config.spread_margin,
+            global_mean=self.global_mean,
+            combine=self.config.combine,
+        )
 
     @torch.no_grad()
     def embeddings(self, side: SideName) -> Tensor:
@@ -216,23 +236,39 @@ class FunkMFModel(RatingModel):
 
     def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
         return functional.funkmf_loss(
-            FactorTensors(self.user_factors, self.user_bias),
-            FactorTensors(self.item_factors, self.item_bias),
+            *self._sides(),
             self.global_mean,
             user_idx,
             item_idx,
             ratings,
-            weights=LossWeights(
-                l2=weight_at(self.config.weight_l2, epoch), bias_l2=weight_at(self.config.weight_bias_l2, epoch)
-            ),
+            weights=self.loss_weights(epoch),
             backend=self.config.backend,
         )
 
     @property
     def training_backend(self) -> str:
+        factors = self.user_factors
         return dispatch.choose(
-            "funkmf_loss", self.user_factors.device, self.user_factors.dtype, self.config.backend
+            "funkmf_loss", factors.device, factors.dtype, self.config.backend, self.config.n_factors
         ).name
+
+    def loss_weights(self, epoch: int) -> LossWeights:
+        """Weights of the loss terms in an epoch (the first is 1)."""
+        return LossWeights(
+            l2=weight_at(self.config.weight_l2, epoch), bias_l2=weight_at(self.config.weight_bias_l2, epoch)
+        )
+
+    def native_parameters(self, side: SideName) -> native.SideParameters:
+        user, item = self._sides()
+        return native.SideParameters.of(user if side == "user" else item)
+
+    def native_options(self, epoch: int) -> Any:
+        return native.loss_options(
+            self.loss_weights(epoch), spread_margin=0.0, global_mean=self.global_mean, combine="concat"
+        )
+
+    def _sides(self) -> tuple[FactorTensors, FactorTensors]:
+        return FactorTensors(self.user_factors, self.user_bias), FactorTensors(self.item_factors, self.item_bias)
 
     @torch.no_grad()
     def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:

@@ -1,25 +1,55 @@
-"""Optimizer and learning-rate schedules."""
+"""Optimizer, learning-rate schedules, and what a diverged run probably suffers from."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.model import RatingModel
 
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+
+
+class OptimizerState(Protocol):
+    """What pruning and diagnosis need of an optimizer; every torch optimizer has it.
+
+    Attributes:
+        param_groups: groups with `params`, `name` and `lr`.
+        state: parameter → named tensors, of which those with its shape are compacted along with it.
+    """
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+
 
 def make_optimizer(model: RatingModel) -> torch.optim.Optimizer:
-    """Adam (0.9, 0.999) over the model's parameter groups; one fused sweep per tensor."""
-    return torch.optim.Adam(model.parameter_groups(), fused=True)
+    """torch's Adam over the model's parameter groups; one fused sweep per tensor."""
+    return torch.optim.Adam(model.parameter_groups(), betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: str, total_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Scale the learning rate of every group by `rate_factor` after each step."""
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(schedule, step, total_steps))
+def likely_cause(ratings: npt.NDArray[np.float32], optimizer: OptimizerState) -> str:
+    """Why a loss has probably become NaN or infinite, and what to try."""
+    largest_rating = float(np.abs(ratings).max())
+    if math.isnan(largest_rating):
+        return "ratings hold NaN; remove them"
+    if largest_rating > 1e4:
+        return f"ratings reach {largest_rating:g}; rescale them to a few points around 0 or set a rating scale"
+    extremes = {}
+    for group in optimizer.param_groups:
+        values = torch.cat([p.detach().abs().flatten() for p in group["params"]])
+        extremes[group["name"]] = (math.inf if not values.isfinite().all() else float(values.max()), group["lr"])
+    # where several are infinite, the fastest is the likeliest culprit
+    name, (size, rate) = max(extremes.items(), key=lambda entry: entry[1])
+    return (
+        f"{name} reach {size:g} at a learning rate of {rate:g}, which is probably too high."
+        " Try a tenth of it, or smaller loss weights"
+    )
 
 
 def rate_factor(schedule: str, step: int, total_steps: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast.model import RatingModel, Side, SideName
+from mfdmc_fast.optim import OptimizerState
 
 # rows of a wide table moved per step: bounds the temporary copy of a compaction
 _ROWS_PER_BLOCK = 65_536
@@ -55,7 +56,7 @@ class ClusterPruning:
         self,
         epoch: int,
         model: RatingModel,
-        optimizer: torch.optim.Optimizer,
+        optimizer: OptimizerState,
         trained: Mapping[SideName, Tensor],
     ) -> list[PruneEvent]:
         """Prune and compact model and optimizer state.
@@ -83,9 +84,7 @@ class ClusterPruning:
         return events
 
 
-def remove_clusters(
-    side: Side, removed: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def remove_clusters(side: Side, removed: Sequence[Sequence[int]], optimizer: OptimizerState | None = None) -> None:
     """Remove clusters of a side for good: compacts logits, centers and their optimizer moments in their own storage.
 
     Args:

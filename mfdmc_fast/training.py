@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,14 +15,12 @@ from mfdmc_fast import metrics
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig
 from mfdmc_fast.data.batches import BatchIterator
 from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
 from mfdmc_fast.model import SIDES, RatingModel, SideName
-from mfdmc_fast.ops.types import LossTerms
-from mfdmc_fast.optim import make_optimizer, make_scheduler
+from mfdmc_fast.optim import likely_cause, rate_factor
 from mfdmc_fast.pruning import ClusterPruning, PruneEvent
 from mfdmc_fast.scoring import predict_rows
-
-_PARAMETERS_WORTH_THREADS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,7 @@ def fit(
         raise ConfigError(f"{wanted} needs validation ratings: pass validation= or set validation_fraction")
 
     try:
-        with _threads_for(model):
-            history = _train(model, train, validation if watched else None, callbacks, scale)
+        history = _train(model, train, validation if watched else None, callbacks, scale)
         for callback in callbacks:
             callback.on_train_end(history)
     finally:
@@ -167,8 +163,7 @@ def _train(
     batches = BatchIterator(train, config.batch_size, config.seed, config.device)
     scale = scale or train.scale
     history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
-    optimizer = make_optimizer(model)
-    scheduler = make_scheduler(optimizer, config.learning_rate_schedule, config.epochs * batches.n_batches)
+    epochs = make_epochs(model, batches, history.backend)
     pruning = _pruning_of(config)
     trained = _trained_entities(model, train)
     best: tuple[float, int, dict[str, Any]] | None = None
@@ -178,21 +173,21 @@ def _train(
 
     for epoch in range(1, config.epochs + 1):
         epoch_start = time.perf_counter()
-        loss = _run_epoch(model, batches, epoch, optimizer, scheduler, callbacks)
+        loss = epochs.run(epoch, callbacks)
         if not all(p.isfinite().all() for p in model.parameters()):
             # the loss was finite in every batch, so it was the last step
             raise TrainingDiverged(
                 f"parameters became NaN or infinite in the last step of epoch {epoch}: "
-                + _likely_cause(model, train, optimizer)
+                + likely_cause(train.ratings, epochs.optimizer)
             )
         if pruning is not None:
-            history.prune_events += pruning.after_epoch(epoch, model, optimizer, trained)
+            history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained)
         errors = evaluate_dataset(model, validation, scale) if validation is not None else None
         record = EpochRecord(
             epoch=epoch,
             seconds=time.perf_counter() - epoch_start,
             loss=loss,
-            learning_rate_factor=float(scheduler.get_last_lr()[0]) / float(scheduler.base_lrs[0]),
+            learning_rate_factor=rate_factor(config.learning_rate_schedule, epoch, config.epochs),
             valid_rmse=errors["rmse"] if errors else None,
             valid_mae=errors["mae"] if errors else None,
             clusters_user=model.clusters("user"),
@@ -219,68 +214,6 @@ def _train(
         _restore(model, best[2])
     history.seconds = time.perf_counter() - start
     return history
-
-
-@contextmanager
-def _threads_for(model: RatingModel) -> Iterator[None]:
-    """One torch thread for models whose steps are too short to share out; restores the setting of the process.
-
-    On tables of MovieLens size, the reference is up to twice as fast on one thread as on two: its many short operations
-    each wait for all threads, and far longer when another process keeps a core busy.
-    """
-    threads = torch.get_num_threads()
-    if sum(p.numel() for p in model.parameters()) < _PARAMETERS_WORTH_THREADS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _run_epoch(
-    model: RatingModel,
-    batches: BatchIterator,
-    epoch: int,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
-    callbacks: Sequence[Callback],
-) -> dict[str, float]:
-    """One pass over the ratings; returns the mean of each loss term."""
-    sums = np.zeros(len(LossTerms._fields))
-    for number, batch in enumerate(batches.epoch(epoch), start=1):
-        optimizer.zero_grad(set_to_none=True)
-        terms = model.batch_loss(*batch, epoch=epoch)
-        values = torch.stack([term.detach() for term in terms]).double().cpu().numpy()
-        if not math.isfinite(values[0]):
-            raise TrainingDiverged(
-                f"the loss became {values[0]} in epoch {epoch}, batch {number} of {batches.n_batches}: "
-                + _likely_cause(model, batches.dataset, optimizer)
-            )
-        terms.total.backward()
-        optimizer.step()
-        scheduler.step()
-        sums += values * len(batch.ratings)
-        for callback in callbacks:
-            callback.on_batch_end(epoch, number)
-    return dict(zip(LossTerms._fields, (sums / len(batches.dataset)).tolist(), strict=True))
-
-
-def _likely_cause(model: RatingModel, train: RatingsDataset, optimizer: torch.optim.Optimizer) -> str:
-    largest_rating = float(np.abs(train.ratings).max())
-    if math.isnan(largest_rating):
-        return "ratings hold NaN; remove them"
-    if largest_rating > 1e4:
-        return f"ratings reach {largest_rating:g}; rescale them to a few points around 0 or set a rating scale"
-    extremes = {}
-    for group in optimizer.param_groups:
-        values = torch.cat([p.detach().abs().flatten() for p in group["params"]])
-        extremes[group["name"]] = (math.inf if not values.isfinite().all() else float(values.max()), group)
-    name, (size, group) = max(extremes.items(), key=lambda entry: entry[1][0])
-    rate = group.get("initial_lr", group["lr"])
-    return (
-        f"{name} reach {size:g} at a learning rate of {rate:g}, which is probably too high."
-        f" Try a tenth of it, or smaller loss weights"
-    )
 
 
 def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:

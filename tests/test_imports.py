@@ -19,13 +19,13 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files"], 0),
     **dict.fromkeys(["data", "metrics", "ops"], 1),
     "model": 2,
-    **dict.fromkeys(["optim", "pruning", "scoring"], 3),
+    **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
     "training": 4,
     **dict.fromkeys(["progress", "serialization", "estimator"], 5),
     "evaluate": 6,
     **dict.fromkeys(["cli", "__main__"], 7),
 }
-OPS_ORDER = ["types", "reference", "native", "dispatch", "functional"]
+OPS_ORDER = ["types", "reference", "native", "autograd", "dispatch", "functional"]
 # their annotations name things that only a type checker loads
 MAY_CHECK_TYPES = ("__init__", "data.")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mfdmc_fast.config import FunkMFConfig, MFDMCConfig
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.model import FunkMFModel, MFDMCModel, RatingModel
-from mfdmc_fast.optim import make_optimizer, make_scheduler, rate_factor
+from mfdmc_fast.optim import make_optimizer, rate_factor
 
 RATES = {"learning_rate": 0.1, "learning_rate_centers": 0.2, "learning_rate_biases": 0.3}
 
@@ -94,18 +94,3 @@ def test_rate_factor_stays_between_0_and_1(schedule: str, total_steps: int, step
 def test_unknown_schedule_is_refused() -> None:
     with pytest.raises(ConfigError, match="learning_rate_schedule = 'linear'"):
         rate_factor("linear", 0, 10)
-    with pytest.raises(ConfigError, match="learning_rate_schedule = 'linear'"):
-        make_scheduler(make_optimizer(_model()), "linear", 10)
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "constant", "one-cycle"])
-def test_the_scheduler_scales_every_group(schedule: str) -> None:
-    model = _model()
-    optimizer = make_optimizer(model)
-    scheduler = make_scheduler(optimizer, schedule, 8)
-    for step in range(9):
-        factor = rate_factor(schedule, step, 8)
-        expected = {"assignment_logits": 0.1 * factor, "centers": 0.2 * factor, "biases": 0.3 * factor}
-        assert _rates(optimizer) == pytest.approx(expected, abs=1e-12)
-        optimizer.step()
-        scheduler.step()

@@ -39,6 +39,10 @@ class BatchIterator:
     an equal share of every user's ratings, which shuffling gives only on average. Epoch e of seed s is the same
     whatever was iterated before, so a run can be continued at any epoch.
 
+    Attributes:
+        order: [N] the ratings in (user, item) order.
+        n_batches: batches of an epoch.
+
     Args:
         dataset: encoded ratings without unknown ids.
         batch_size: upper bound of ratings per batch, or None for `default_batch_size`.
@@ -61,15 +65,15 @@ class BatchIterator:
         self.device = device
         self.batch_size = batch_size or default_batch_size(len(dataset))
         self.n_batches = -(-len(dataset) // self.batch_size)
-        self._order = np.lexsort((dataset.item_idx, dataset.user_idx))  # stable: repeats keep their order
+        self.order = np.lexsort((dataset.item_idx, dataset.user_idx))  # stable: repeats keep their order
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Batches of one epoch; `number` and the seed fix their content and order."""
-        dealt = deal(len(self._order), self.n_batches, self.seed, number)
+        dealt = deal(len(self.order), self.n_batches, self.seed, number)
         starts = np.arange(len(dealt)) * self.n_batches
         for batch in range(self.n_batches):
             positions = starts + dealt[:, batch]
-            rows = self._order[positions[positions < len(self._order)]]
+            rows = self.order[positions[positions < len(self.order)]]
             yield Batch(
                 torch.from_numpy(self.dataset.user_idx[rows]).to(self.device),
                 torch.from_numpy(self.dataset.item_idx[rows]).to(self.device),

@@ -16,7 +16,7 @@ import torch
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable, ConfigError
-from mfdmc_fast.ops import native, reference
+from mfdmc_fast.ops import autograd, native, reference
 
 logger = logging.getLogger("mfdmc_fast")
 
@@ -28,25 +28,29 @@ class Backend:
     Attributes:
         name: what users write.
         devices: torch device types it serves; None for all.
-        dtypes: dtypes it serves; None for every floating dtype.
         ops: name of the op → launcher with the signature of the function of that name in `ops.reference`.
+        dtypes: name of the op → dtypes it serves; every floating dtype where it is not named.
+        max_columns: name of the op → the most clusters of a side, or numbers of an embedding, that it takes.
         why_unavailable: None where the backend can run on this machine, else a sentence that says how to get it.
     """
 
     name: str
     devices: frozenset[str] | None
-    dtypes: frozenset[torch.dtype] | None
     ops: Mapping[str, Callable[..., Any]] = field(repr=False)
     why_unavailable: Callable[[], str | None] = field(repr=False)
+    dtypes: Mapping[str, frozenset[torch.dtype]] = field(default_factory=dict, repr=False)
+    max_columns: Mapping[str, int] = field(default_factory=dict, repr=False)
 
-    def why_not(self, op: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    def why_not(self, op: str, device: torch.device, dtype: torch.dtype, columns: int = 0) -> str | None:
         """None where this backend can run `op` on such tensors, else the reason as a sentence."""
         if op not in self.ops:
             return f"it has no kernel for {op}"
         if self.devices is not None and device.type not in self.devices:
             return f"it serves {', '.join(sorted(self.devices))} tensors, not {device.type}"
-        if self.dtypes is not None and dtype not in self.dtypes:
-            return f"it serves {', '.join(sorted(map(str, self.dtypes)))}, not {dtype}"
+        if dtype not in self.dtypes.get(op, {dtype}):
+            return f"it serves {', '.join(sorted(map(str, self.dtypes[op])))} for {op}, not {dtype}"
+        if columns > self.max_columns.get(op, columns):
+            return f"it takes at most {self.max_columns[op]} clusters or embedding numbers a side, not {columns}"
         return self.why_unavailable()
 
 
@@ -57,14 +61,22 @@ BACKENDS = {
         Backend(
             name="cpu",
             devices=frozenset({"cpu"}),
-            dtypes=frozenset({torch.float32, torch.float64}),
-            ops={"score_pairs": native.score_pairs},
+            ops={
+                "batch_loss": autograd.batch_loss_cpu,
+                "funkmf_loss": autograd.funkmf_loss_cpu,
+                "score_pairs": native.score_pairs,
+            },
             why_unavailable=native.why_unavailable,
+            dtypes={
+                "batch_loss": frozenset({torch.float32}),
+                "funkmf_loss": frozenset({torch.float32}),
+                "score_pairs": frozenset({torch.float32, torch.float64}),
+            },
+            max_columns={"batch_loss": native.MAX_COLUMNS, "funkmf_loss": native.MAX_COLUMNS},
         ),
         Backend(
             name="reference",
             devices=None,
-            dtypes=None,
             ops={
                 "batch_loss": reference.batch_loss,
                 "embed": reference.embed,
@@ -78,11 +90,12 @@ BACKENDS = {
 }
 
 
-def choose(op: str, device: torch.device, dtype: torch.dtype, backend: str = "auto") -> Backend:
+def choose(op: str, device: torch.device, dtype: torch.dtype, backend: str = "auto", columns: int = 0) -> Backend:
     """The backend that runs `op` on tensors of this device and dtype.
 
     Args:
         backend: a backend's name, or `auto` (then `MFDMC_BACKEND`, then the first that can).
+        columns: the larger of the clusters of a side and the numbers of an embedding, where the op has them.
 
     Raises:
         ConfigError: unknown name.
@@ -92,7 +105,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype, backend: str = "au
     if requested != "auto" and requested not in BACKENDS:
         source = "MFDMC_BACKEND names the" if backend == "auto" else "there is an"
         raise ConfigError(f"{source} unknown backend {requested!r}; choose one of: auto, {', '.join(BACKENDS)}")
-    refusals = {name: b.why_not(op, device, dtype) for name, b in BACKENDS.items()}
+    refusals = {name: b.why_not(op, device, dtype, columns) for name, b in BACKENDS.items()}
     able = [name for name, reason in refusals.items() if reason is None]
     if requested == "auto":
         _log_choice(op, able[0], tuple((n, r) for n, r in refusals.items() if r is not None))

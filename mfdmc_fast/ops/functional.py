@@ -47,7 +47,8 @@ def batch_loss(
         backend: a backend's name or `auto`.
 
     Returns:
-        LossTerms of scalars. Gradients flow to logits, centers and biases through every term, not to ratings' indices.
+        LossTerms of scalars. Gradients flow to logits, centers and biases through `total`; on the reference backend
+        through every term.
 
     Raises:
         ValueError, TypeError, IndexError: shapes, dtypes or indices do not fit; the message names the argument.
@@ -57,7 +58,9 @@ def batch_loss(
     _check_ratings(ratings, user_idx, user.centers)
     if not spread_margin >= 0:
         raise ValueError(f"spread_margin must be 0 or more, got {spread_margin}")
-    chosen = dispatch.choose("batch_loss", user.centers.device, user.centers.dtype, backend)
+    chosen = dispatch.choose(
+        "batch_loss", user.centers.device, user.centers.dtype, backend, max(columns_of(user), columns_of(item))
+    )
     terms = chosen.ops["batch_loss"](
         user,
         item,
@@ -109,7 +112,7 @@ def funkmf_loss(
         raise ValueError("FunkMF has no clusters: weights.spread, proximity and entropy must be 0")
     _check_indices(len(user.factors), len(item.factors), user_idx, item_idx, user.factors.device)
     _check_ratings(ratings, user_idx, user.factors)
-    chosen = dispatch.choose("funkmf_loss", user.factors.device, user.factors.dtype, backend)
+    chosen = dispatch.choose("funkmf_loss", user.factors.device, user.factors.dtype, backend, user.factors.shape[1])
     terms = chosen.ops["funkmf_loss"](user, item, global_mean, user_idx, item_idx, ratings, weights=weights)
     return cast(LossTerms, terms)
 
@@ -239,6 +242,11 @@ def top_items(
                 exclude_items=exclude_items,
             ),
         )
+
+
+def columns_of(side: SideTensors) -> int:
+    """The larger of the clusters of a side and the numbers of a `concat` embedding: what limits some kernels."""
+    return max(sum(side.n_clusters), len(side.n_clusters) * side.centers.shape[1])
 
 
 def _contiguous(side: SideTensors) -> SideTensors:

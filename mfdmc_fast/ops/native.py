@@ -8,15 +8,24 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable
-from mfdmc_fast.ops.types import Combine, SideTensors
+from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+
+# what the training kernels take: clusters of a side or numbers of an embedding; batches of an epoch
+MAX_COLUMNS = 1024
+MAX_BATCHES = 65_536
 
 
 @functools.cache
@@ -51,6 +60,11 @@ def why_unavailable() -> str | None:
 def build_info() -> dict[str, str | bool]:
     """Compiler, OpenMP (bool) and instruction set of the C++ module; raises BackendUnavailable without it."""
     return dict(_module().build_info())
+
+
+def available_kernels() -> list[str]:
+    """Instruction sets of the training kernels that this processor can run, the fastest first."""
+    return list(_module().available_kernels())
 
 
 def score_pairs(
@@ -95,6 +109,193 @@ def score_pairs(
         predictions.numpy(),
     )
     return predictions
+
+
+@dataclass(frozen=True)
+class SideParameters:
+    """The trainable tensors of one side of MFDMC or FunkMF.
+
+    Attributes:
+        table: [n, S] assignment logits, or [n, n_factors] factors.
+        bias: [n] or None.
+        centers: [S, d], or None for FunkMF.
+        n_clusters: active clusters of each view; empty for FunkMF.
+    """
+
+    table: Tensor
+    bias: Tensor | None
+    centers: Tensor | None
+    n_clusters: tuple[int, ...]
+
+    @classmethod
+    def of(cls, side: SideTensors | FactorTensors) -> SideParameters:
+        """From the argument of an op."""
+        if isinstance(side, FactorTensors):
+            return cls(side.factors, side.bias, None, ())
+        return cls(side.assignment_logits, side.bias, side.centers, side.n_clusters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those that are there, by name."""
+        named = {"table": self.table, "bias": self.bias, "centers": self.centers}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def side_state(side: SideParameters, state: Mapping[str, Mapping[str, Tensor]] | None = None) -> Any:
+    """The compiled module's handle of a side: parameters and, for training, their Adam state. Memory is shared.
+
+    Args:
+        side: float32 on the CPU, contiguous.
+        state: for each name in `side.tensors()` its `exp_avg` and `exp_avg_sq`; for the table also `next_step`, [n]
+            int32.
+    """
+    state = state or {}
+
+    def moment(name: str, key: str) -> Any:
+        tensor = state.get(name, {}).get(key)
+        return None if tensor is None else _array(f"{name}'s {key}", tensor, tensor.dtype)
+
+    arrays = {name: _array(name, tensor, torch.float32) for name, tensor in side.tensors().items()}
+    return _module().SideState(
+        arrays["table"],
+        arrays.get("bias"),
+        arrays.get("centers"),
+        list(side.n_clusters),
+        table_m=moment("table", "exp_avg"),
+        table_v=moment("table", "exp_avg_sq"),
+        bias_m=moment("bias", "exp_avg"),
+        bias_v=moment("bias", "exp_avg_sq"),
+        centers_m=moment("centers", "exp_avg"),
+        centers_v=moment("centers", "exp_avg_sq"),
+        next_step=moment("table", "next_step"),
+    )
+
+
+def loss_options(weights: LossWeights, *, spread_margin: float, global_mean: float, combine: Combine) -> Any:
+    """The compiled module's record of what is constant over an epoch."""
+    return _module().LossOptions(
+        **weights._asdict(), spread_margin=spread_margin, global_mean=global_mean, sum_views=combine == "sum"
+    )
+
+
+def adam_schedule(rates: Mapping[str, npt.NDArray[np.float64]], *, betas: tuple[float, float], epsilon: float) -> Any:
+    """Adam's constants for every step of a run.
+
+    Args:
+        rates: learning rates [steps] of `assignment_logits` or `factors`, and of `centers` and `biases` if there are.
+    """
+    table = rates["factors"] if "factors" in rates else rates["assignment_logits"]
+    step = np.arange(1, len(table) + 1)
+    bias_correction = 1 - betas[0] ** step
+
+    def step_size(rate: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
+        with np.errstate(over="ignore"):  # an absurd rate becomes infinite and is reported when the loss is
+            return (np.zeros(len(step)) if rate is None else rate / bias_correction).astype(np.float32)
+
+    return _module().Schedule(
+        optimizer="adam",
+        logit_step=step_size(table),
+        bias_step=step_size(rates.get("biases")),
+        center_step=step_size(rates.get("centers")),
+        inverse_root=(1 / np.sqrt(1 - betas[1] ** step)).astype(np.float32),
+        beta1=betas[0],
+        beta2=betas[1],
+        epsilon=epsilon,
+    )
+
+
+class Trainer:
+    """Training on ratings that stay in memory; see `csrc/cpu/trainer.hpp`.
+
+    Args:
+        user_offsets: [n_users + 1]; user u has the ratings user_offsets[u] : user_offsets[u + 1].
+        items: [N] rows of items, ascending within a user.
+        ratings: [N].
+        n_items: rows of the item side.
+        n_batches: batches of an epoch, at most MAX_BATCHES.
+        seed: batches are those of `mfdmc_fast.data.BatchIterator` with this seed.
+    """
+
+    def __init__(
+        self,
+        user_offsets: npt.NDArray[Any],
+        items: npt.NDArray[Any],
+        ratings: npt.NDArray[Any],
+        *,
+        n_items: int,
+        n_batches: int,
+        seed: int,
+    ) -> None:
+        self._trainer = _module().Trainer(
+            user_offsets=np.ascontiguousarray(user_offsets, dtype=np.int64),
+            items=np.ascontiguousarray(items, dtype=np.int32),
+            ratings=np.ascontiguousarray(ratings, dtype=np.float32),
+            n_items=n_items,
+            n_batches=n_batches,
+            seed=seed,
+            n_threads=torch.get_num_threads(),
+            kernels=environment.cpu_kernels(),
+        )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Deal the ratings into the batches of an epoch."""
+        self._trainer.start_epoch(epoch)
+
+    def run(
+        self, first: int, last: int, user: Any, item: Any, options: Any, schedule: Any, step: int
+    ) -> tuple[npt.NDArray[np.float64], int, bool]:
+        """Steps on batches [first, last), the first of them being number `step` of the run.
+
+        Returns:
+            Sums over ratings of the loss terms, in the order of LossTerms; the number of the last batch, from 1; and
+            whether its loss was not finite, then it made no step.
+        """
+        sums, done, failed = self._trainer.run(
+            first=first, last=last, user=user, item=item, options=options, schedule=schedule, step=step
+        )
+        return np.array(sums), done, failed
+
+
+def catch_up(side: Any, schedule: Any, until: int) -> None:
+    """Let every row make the steps it has missed, so that the tables are those of step `until`."""
+    _module().catch_up(side, schedule, until, torch.get_num_threads())
+
+
+def batch_loss_and_gradients(
+    user: SideParameters,
+    item: SideParameters,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    spread_margin: float,
+) -> tuple[LossTerms, list[dict[str, Tensor]]]:
+    """Loss terms of B >= 1 ratings and the gradients of `total`, in one fused computation.
+
+    Returns:
+        Terms as float32 scalars, and for each side the gradients by the names of `SideParameters.tensors()`.
+    """
+    gradients = [{name: torch.zeros_like(t) for name, t in side.tensors().items()} for side in (user, item)]
+    places = [{name: tensor.numpy() for name, tensor in side.items()} for side in gradients]
+    values = _module().batch_loss(
+        user=side_state(user),
+        item=side_state(item),
+        user_idx=_array("user_idx", user_idx, torch.int64),
+        item_idx=_array("item_idx", item_idx, torch.int64),
+        ratings=_array("ratings", ratings, torch.float32),
+        options=loss_options(weights, spread_margin=spread_margin, global_mean=global_mean, combine=combine),
+        user_grad=places[0]["table"],
+        user_bias_grad=places[0].get("bias"),
+        user_centers_grad=places[0].get("centers"),
+        item_grad=places[1]["table"],
+        item_bias_grad=places[1].get("bias"),
+        item_centers_grad=places[1].get("centers"),
+        n_threads=torch.get_num_threads(),
+        kernels=environment.cpu_kernels(),
+    )
+    return LossTerms(*torch.tensor(values, dtype=torch.float32).unbind()), gradients
 
 
 def _side_arrays(name: str, side: SideTensors, dtype: torch.dtype) -> tuple[Any, Any, tuple[int, ...], Any]:

@@ -54,7 +54,7 @@ def test_auto_falls_back_without_the_module(op: str) -> None:
 @pytest.mark.parametrize(
     ("device", "dtype", "reason"),
     [
-        (CPU, torch.bfloat16, "it serves torch.float32, torch.float64, not torch.bfloat16"),
+        (CPU, torch.bfloat16, "it serves torch.float32, torch.float64 for score_pairs, not torch.bfloat16"),
         (META, torch.float32, "it serves cpu tensors, not meta"),
     ],
     ids=["dtype", "device"],

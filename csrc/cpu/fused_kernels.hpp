@@ -1,0 +1,119 @@
+// The inner loops of training, compiled once for each instruction set (fused_kernels_*.cpp) and chosen at run time.
+//
+// One batch is worked off in four passes (mfdmc_fast/ops/README.md has the equations):
+//   entity forward   each distinct user and item: assignment weights, embedding z, its share of the loss terms
+//   rating errors    each rating: prediction and e = 2 (prediction - rating) / B
+//   segment sums     each distinct user and item: gradient at z from its ratings, sum of e z_other
+//   entity backward  each distinct user and item: gradients of logits and bias, applied by the optimizer at once;
+//                    its part of the gradient of the centers
+// Rows (distinct entities) are taken kLanes at a time, a "tile", and turned cluster-major, so that ragged views are
+// plain loops over clusters.
+#pragma once
+
+#include <cstdint>
+
+namespace mfdmc {
+
+enum class Optimizer {
+  none,     // write gradients instead of applying them
+  adam,     // as torch.optim.Adam; steps that a row misses are made up for when it is needed again
+  adagrad,  // one accumulator a row: the mean square of its gradients
+};
+
+// What an Adam step needs besides the gradient; the arrays are indexed by step, from 0.
+struct AdamSchedule {
+  const float* logit_step;    // [steps] learning rate / (1 - beta1^(t+1))
+  const float* bias_step;     // [steps]
+  const float* inverse_root;  // [steps] 1 / sqrt(1 - beta2^(t+1))
+  float beta1, beta2, epsilon;
+  float rest1, rest2;  // 1 - beta, rounded once: the difference of rounded numbers would be off by 5e-5 for 0.999
+};
+
+// Clusters of a side, or numbers of an embedding, that a tile can hold on the stack.
+constexpr std::int64_t kMaxColumns = 1024;
+
+// One side's parameters and optimizer state; nothing is owned. For FunkMF, logits are the factors, S their number, and
+// centers is null.
+struct TrainedSide {
+  float* logits;                     // [n, S]
+  float* logits_m;                   // [n, S] first moment (adam)
+  float* logits_v;                   // [n, S] second moment (adam)
+  float* logits_sum;                 // [n] accumulator (adagrad)
+  float* bias;                       // [n], or null
+  float* bias_m;                     // [n]
+  float* bias_v;                     // [n]
+  float* bias_sum;                   // [n]
+  std::int32_t* next_step;           // [n] first step that the row has not made yet (adam)
+  const float* centers;              // [S, d], or null (FunkMF)
+  const float* center_norms;         // [S] squared lengths
+  const std::int64_t* view_offsets;  // [V + 1]
+  std::int64_t n_entities, total_clusters, n_views, view_dim;
+};
+
+// One side of a batch: its R distinct rows and what the passes hand on.
+struct BatchSide {
+  const std::int64_t* rows;     // [R]
+  const std::int64_t* offsets;  // [R + 1] ratings of a row: order[offsets[r]] up to order[offsets[r + 1]]
+  const std::int32_t* order;    // [B] positions in the batch, or null where the batch is ordered by this side's rows
+  const std::int32_t* others;   // [B] position of the other side's row, by this side's order
+  std::int64_t n_rows;
+  float* log_weights;    // [tiles, S, kLanes]
+  float* embeddings;     // [R, padded_dim], views combined; zero in the padding
+  float* bias;           // [R]
+  float* grad;           // [R, padded_dim] gradient at the combined embedding, from the ratings alone
+  float* grad_bias;      // [R]
+};
+
+struct LossSetup {
+  float spread, proximity, entropy, l2, bias_l2;  // weights; spread is not used here
+  bool sum_views;
+  std::int64_t batch_size;
+  std::int64_t embedding_dim;  // D
+  std::int64_t padded_dim;     // D rounded up to kLanes
+};
+
+// Where the gradients go with Optimizer::none: rows as in the table, others untouched.
+struct GradientTables {
+  float* logits;  // [n, S]
+  float* bias;    // [n], or null
+};
+
+struct UpdateSetup {
+  Optimizer optimizer;
+  AdamSchedule adam;
+  std::int32_t step;              // of this batch
+  float logit_rate, bias_rate;    // learning rates (adagrad)
+  GradientTables gradients;       // (none)
+};
+
+struct Kernels {
+  const char* name;
+  std::int64_t lanes;
+  // Rows [first, last), whole tiles; adds the rows' parts of proximity, entropy, l2 and bias_l2 to terms [4].
+  void (*entity_forward)(const TrainedSide&, const BatchSide&, const LossSetup&, const UpdateSetup&, std::int64_t first,
+                         std::int64_t last, double* terms);
+  // Ratings [first, last) in the order of the batch; returns their sum of squared errors.
+  double (*rating_errors)(const BatchSide& user, const BatchSide& item, const LossSetup&, const std::int32_t* users,
+                          const std::int32_t* items, const float* ratings, float global_mean, std::int64_t first,
+                          std::int64_t last, float* errors);
+  // Rows [first, last): grad and grad_bias.
+  void (*segment_sums)(const BatchSide&, const BatchSide& other, const LossSetup&, const float* errors,
+                       std::int64_t first, std::int64_t last);
+  // Rows [first, last), whole tiles. Adds to center_sums [S, d + 1, kLanes], for each cluster, the rows' w h [d] and
+  // 2 a w: the gradient of its center is the first plus the second times the center.
+  void (*entity_backward)(const TrainedSide&, const BatchSide&, const LossSetup&, const UpdateSetup&,
+                          std::int64_t first, std::int64_t last, float* center_sums);
+  // Adam without gradient for rows [first, last) of the table, up to step `until`.
+  void (*catch_up)(const TrainedSide&, const AdamSchedule&, std::int32_t until, std::int64_t first, std::int64_t last);
+};
+
+extern const Kernels kernels_baseline;
+#ifdef __x86_64__
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// The fastest set that this processor can run, or the one named: `baseline`, `avx2` or `avx512`; null if it cannot.
+const Kernels* choose_kernels(const char* name_or_null);
+
+}  // namespace mfdmc

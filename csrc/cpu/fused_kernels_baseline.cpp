@@ -1,0 +1,9 @@
+#define MFDMC_VECTOR_BYTES 16
+#include "cpu/fused_kernels_impl.hpp"
+
+namespace mfdmc {
+
+const Kernels kernels_baseline = {"baseline",     kLanes,          entity_forward, rating_errors,
+                              segment_sums, entity_backward, catch_up};
+
+}  // namespace mfdmc

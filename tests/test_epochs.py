@@ -1,0 +1,161 @@
+"""Both ways of running epochs take the same steps, pruning and every setting of the engine included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig
+from mfdmc_fast.data import BatchIterator, Ratings, RatingsDataset, make_planted_ratings
+from mfdmc_fast.epochs import NativeEpochs, TorchEpochs, make_epochs
+from mfdmc_fast.errors import TrainingDiverged
+from mfdmc_fast.model import FunkMFModel, MFDMCModel, RatingModel
+from mfdmc_fast.ops import native
+from mfdmc_fast.training import fit
+
+pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
+
+KERNELS = ["baseline", "avx2", "avx512"]
+CONFIGS: dict[str, TrainingConfig] = {
+    "concat": MFDMCConfig(n_views=3, n_clusters=5, view_dim=3, epochs=6, prune_start=3, prune_threshold=0.19),
+    "sum": MFDMCConfig(n_views=3, n_clusters=4, view_dim=5, epochs=6, combine="sum", prune=False, center_scale=0.5),
+    "plain": MFDMCConfig(n_views=2, n_clusters=3, view_dim=17, epochs=4, biases=False),
+    "small-batches": MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, epochs=3, batch_size=37),
+    "one-rating-a-batch": MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=1, batch_size=1),
+    "funkmf": FunkMFConfig(n_factors=19, epochs=6),
+    "funkmf-plain": FunkMFConfig(n_factors=8, epochs=4, biases=False, batch_size=100),
+}
+
+
+@pytest.fixture(scope="module")
+def data() -> RatingsDataset:
+    return RatingsDataset.from_ratings(make_planted_ratings(60, 45, 1300, seed=5))
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def _model(config: TrainingConfig, data: RatingsDataset, **changes: Any) -> RatingModel:
+    kind = MFDMCModel if isinstance(config, MFDMCConfig) else FunkMFModel
+    changed = type(config)(**{**config.to_dict(), **changes})
+    return kind(len(data.users), len(data.items), changed, float(data.ratings.mean()))  # type: ignore[arg-type]
+
+
+def _trained(config: TrainingConfig, data: RatingsDataset, **changes: Any) -> tuple[RatingModel, Any]:
+    model = _model(config, data, **changes)
+    return model, fit(model, data)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_the_engine_follows_the_reference(
+    name: str, kernels: str, data: RatingsDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _need(kernels)
+    monkeypatch.setenv("MFDMC_CPU_KERNELS", kernels)
+    (reference, expected), (engine, history) = (
+        _trained(CONFIGS[name], data, backend=backend) for backend in ("reference", "cpu")
+    )
+    assert (expected.backend, history.backend) == ("reference", "cpu")
+    assert [(e.epoch, e.side, e.view, e.cluster) for e in history.prune_events] == [
+        (e.epoch, e.side, e.view, e.cluster) for e in expected.prune_events
+    ]
+    if name == "concat":
+        assert history.prune_events
+    for mine, theirs in zip(history.epochs, expected.epochs, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4, abs=1e-6)
+    for (key, mine), theirs in zip(engine.named_parameters(), reference.parameters(), strict=True):
+        # rounding differs, and Adam divides by small numbers: single entries drift, the whole may not
+        error = (mine - theirs).detach().double().square().mean().sqrt()
+        size = theirs.detach().double().square().mean().sqrt()
+        assert error <= 1e-4 * size, key
+
+
+@pytest.mark.parametrize("name", ["concat", "sum", "funkmf"])
+def test_the_number_of_threads_does_not_change_the_bits(name: str) -> None:
+    # large enough for every pass to be shared out
+    data = RatingsDataset.from_ratings(make_planted_ratings(700, 400, 12_000, seed=6))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        model, history = _trained(CONFIGS[name], data, backend="cpu", batch_size=5000)
+        results.append((list(model.parameters()), [record.loss for record in history.epochs]))
+    for parameters, losses in results[1:]:
+        assert losses == results[0][1]
+        assert all(torch.equal(a, b) for a, b in zip(parameters, results[0][0], strict=True))
+
+
+def test_batches_are_those_of_the_iterator(data: RatingsDataset) -> None:
+    """With a learning rate of almost 0 the mean squared error of every batch tells its ratings."""
+    config = FunkMFConfig(epochs=2, batch_size=50, factor_scale=0.0, learning_rate=1e-30, learning_rate_biases=1e-30)
+    model = _model(config, data)
+    batches = BatchIterator(data, config.batch_size, config.seed)
+    engine = NativeEpochs(model, batches)
+    trainer, schedule = engine._trainer, engine._schedule
+    for epoch in (1, 2):
+        sides = [engine._state_of(side) for side in ("user", "item")]
+        trainer.start_epoch(epoch)
+        for number, batch in enumerate(batches.epoch(epoch)):
+            sums, done, failed = trainer.run(number, number + 1, *sides, model.native_options(epoch), schedule, number)
+            assert (done, failed) == (number + 1, False)
+            errors = (batch.ratings.double() - model.global_mean).square()
+            assert sums[1] == pytest.approx(errors.sum().item(), rel=1e-5)
+
+
+def test_rows_that_no_batch_touches_for_long_catch_up() -> None:
+    """One rating a batch: a row waits hundreds of steps, past the point where its momentum has died out."""
+    rng = np.random.default_rng(0)
+    pairs = np.unique(rng.integers(0, 30, (900, 2)), axis=0)
+    ratings = Ratings(pairs[:, 0].copy(), pairs[:, 1].copy(), rng.integers(1, 6, len(pairs)).astype(float))
+    data = RatingsDataset.from_ratings(ratings)
+    assert len(data) > 500
+    config = MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=2, batch_size=1, learning_rate_schedule="constant")
+    (reference, _), (engine, _) = (_trained(config, data, backend=backend) for backend in ("reference", "cpu"))
+    for mine, theirs in zip(engine.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_divergence_names_the_batch(data: RatingsDataset) -> None:
+    config = MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, batch_size=100, learning_rate_centers=1e30, prune=False)
+    with pytest.raises(TrainingDiverged, match=r"in epoch 1, batch \d+ of 13: centers reach"):
+        _trained(config, data, backend="cpu")
+
+
+def test_every_batch_is_announced(data: RatingsDataset) -> None:
+    heard: list[tuple[int, int]] = []
+
+    class Listener:
+        def on_batch_end(self, epoch: int, batch: int) -> None:
+            heard.append((epoch, batch))
+
+    config = FunkMFConfig(epochs=2, batch_size=100)
+    epochs = make_epochs(_model(config, data), BatchIterator(data, 100, 0), "cpu")
+    assert isinstance(epochs, NativeEpochs)
+    for epoch in (1, 2):
+        epochs.run(epoch, [Listener()])
+    assert heard == [(epoch, batch) for epoch in (1, 2) for batch in range(1, 14)]
+
+
+def test_too_many_batches_go_through_torch(data: RatingsDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "MAX_BATCHES", 12)
+    model = _model(FunkMFConfig(batch_size=100), data)
+    assert isinstance(make_epochs(model, BatchIterator(data, 100, 0), "cpu"), TorchEpochs)
+
+
+def test_unknown_kernels_are_refused(data: RatingsDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MFDMC_CPU_KERNELS", "mmx")
+    with pytest.raises(ValueError, match='cannot run the kernels "mmx"'):
+        _trained(CONFIGS["funkmf"], data, backend="cpu")
+
+
+def _need(kernels: str) -> None:
+    if kernels not in native.available_kernels():
+        pytest.skip(f"this processor has no {kernels}")
