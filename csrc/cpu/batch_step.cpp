@@ -4,6 +4,10 @@
 #include <cmath>
 #include <utility>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 namespace mfdmc {
 namespace {
 
@@ -27,6 +31,14 @@ Range rows_of(const BatchSide& side, std::int64_t n_ratings, std::int64_t c) {
   };
   return {c == 0 ? 0 : row_at(n_ratings * c / kChunks),
           c + 1 == kChunks ? side.n_rows : row_at(n_ratings * (c + 1) / kChunks)};
+}
+
+int thread_id() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
 }
 
 // Grows only: memory is not given back between batches, whose sizes hardly differ.
@@ -81,7 +93,7 @@ BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideGroups& groups, c
   out.grad_bias = at_least(grad_bias, out.n_rows);
   if (side.centers) {
     out.log_weights = at_least(log_weights, tiles * side.total_clusters * lanes);
-    center_sums.assign(kChunks * side.total_clusters * (side.view_dim + 1) * lanes, 0.0f);
+    at_least(center_sums, kChunks * side.total_clusters * (side.view_dim + 1));
   }
   return out;
 }
@@ -147,6 +159,10 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   // as the reference, which sums in float; the parameters stay as they are, for a diagnosis
   if (setup.update.optimizer != Optimizer::none && !std::isfinite(static_cast<float>(out.total))) return out;
 
+  const std::int64_t per_chunk[2] = {user.centers ? user.total_clusters * (user.view_dim + 1) : 0,
+                                     item.centers ? item.total_clusters * (item.view_dim + 1) : 0};
+  const std::int64_t per_thread = std::max(per_chunk[0], per_chunk[1]) * lanes;
+  float* const scratch = at_least(scratch_, threads * per_thread);
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(dynamic, 1)
@@ -159,11 +175,9 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     for (std::int64_t task = 0; task < 2 * kChunks; ++task) {
       const std::int64_t s = task / kChunks, c = task % kChunks;
       const Range r = chunk_of(sides[s].n_rows, lanes, c);
-      float* sums = trained[s].centers
-                        ? buffers[s]->center_sums.data() +
-                              c * trained[s].total_clusters * (trained[s].view_dim + 1) * lanes
-                        : nullptr;
-      kernels_.entity_backward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, sums);
+      kernels_.entity_backward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last,
+                               scratch + thread_id() * per_thread,
+                               buffers[s]->center_sums.data() + c * per_chunk[s]);
     }
   }
 
@@ -176,15 +190,13 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
 
 void BatchStep::step_centers(const TrainedSide& side, const TrainedCenters& centers, const SideBuffers& buffers,
                              const StepSetup& setup, std::vector<double>& grad) {
-  const std::int64_t s = side.total_clusters, d = side.view_dim, lanes = kernels_.lanes;
+  const std::int64_t s = side.total_clusters, d = side.view_dim;
   for (std::int64_t k = 0; k < s; ++k) {
     double by_center = 0;  // sum of 2 a w
     for (std::int64_t c = 0; c <= d; ++c) {
       double sum = 0;
-      for (std::int64_t chunk = 0; chunk < kChunks; ++chunk) {
-        const float* part = buffers.center_sums.data() + ((chunk * s + k) * (d + 1) + c) * lanes;
-        for (std::int64_t lane = 0; lane < lanes; ++lane) sum += part[lane];
-      }
+      for (std::int64_t chunk = 0; chunk < kChunks; ++chunk)
+        sum += buffers.center_sums[(chunk * s + k) * (d + 1) + c];
       if (c < d)
         grad[k * d + c] += sum;
       else

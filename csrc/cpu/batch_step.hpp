@@ -69,7 +69,7 @@ class BatchStep {
   const Kernels& kernels_;
   int n_threads_;
   SideBuffers user_, item_;
-  std::vector<float> errors_;
+  std::vector<float> errors_, scratch_;
 };
 
 }  // namespace mfdmc

@@ -22,27 +22,51 @@ Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t s
     : store_(store), n_batches_(n_batches), n_runs_((store.size() + n_batches - 1) / n_batches), seed_(seed) {}
 
 void Dealer::start_epoch(std::uint64_t epoch, int n_threads) {
-  dealt_.resize(n_runs_ * n_batches_);
+  const std::int64_t n = store_.size();
+  users_.resize(n_runs_ * n_batches_);
+  items_.resize(n_runs_ * n_batches_);
+  ratings_.resize(n_runs_ * n_batches_);
+  sizes_.assign(n_batches_, n_runs_);
   const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch);
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-  for (std::int64_t run = 0; run < n_runs_; ++run) {
-    std::uint16_t* permutation = dealt_.data() + run * n_batches_;
-    for (std::int64_t k = 0; k < n_batches_; ++k) {
-      const std::uint64_t random = mix(stream + (run * n_batches_ + k + 1) * kGolden) >> 32;
-      const std::int64_t j = static_cast<std::int64_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
-      permutation[k] = permutation[j];
-      permutation[j] = static_cast<std::uint16_t>(k);
+  constexpr std::int64_t block = 1024;  // runs
+#pragma omp parallel num_threads(n_threads)
+  {
+    std::vector<std::int32_t> permutation(n_batches_), user_of(n_batches_);
+#pragma omp for schedule(static)
+    for (std::int64_t first = 0; first < n_runs_; first += block) {
+      std::int64_t user =
+          std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, first * n_batches_) -
+          store_.user_offsets - 1;
+      for (std::int64_t run = first; run < std::min(n_runs_, first + block); ++run) {
+        const std::int64_t start = run * n_batches_;
+        for (std::int64_t k = 0; k < n_batches_; ++k) {
+          const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
+          const std::int64_t j = static_cast<std::int64_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
+          permutation[k] = permutation[j];
+          permutation[j] = static_cast<std::int32_t>(k);
+          while (start + k < n && start + k >= store_.user_offsets[user + 1]) ++user;
+          user_of[k] = static_cast<std::int32_t>(user);
+        }
+        for (std::int64_t b = 0; b < n_batches_; ++b) {
+          const std::int64_t rating = start + permutation[b], to = b * n_runs_ + run;
+          if (rating >= n) {  // only in the last run
+            sizes_[b] = n_runs_ - 1;
+            continue;
+          }
+          users_[to] = user_of[permutation[b]];
+          items_[to] = store_.items[rating];
+          ratings_[to] = store_.ratings[rating];
+        }
+      }
     }
   }
 }
 
 void Dealer::make_batch(std::int64_t b, int n_threads, GroupedBatch& out) {
-  // only the last run can lack a rating for this batch
-  const std::int64_t last = (n_runs_ - 1) * n_batches_ + dealt_[(n_runs_ - 1) * n_batches_ + b];
-  const std::int64_t n = last < store_.size() ? n_runs_ : n_runs_ - 1;
-  users_.resize(n);
-  items_.resize(n);
-  out.ratings.resize(n);
+  const std::int64_t n = sizes_[b];
+  const std::int32_t* const users = users_.data() + b * n_runs_;  // [n]
+  const std::int32_t* const items = items_.data() + b * n_runs_;  // [n]
+  out.ratings.assign(ratings_.data() + b * n_runs_, ratings_.data() + b * n_runs_ + n);
   if (n < 4096) n_threads = 1;
   // a stable counting sort by item and a scan for distinct users, each thread on a piece of its own; the result does
   // not depend on how many pieces there are
@@ -57,29 +81,15 @@ void Dealer::make_batch(std::int64_t b, int n_threads, GroupedBatch& out) {
   std::vector<std::int32_t>& row_of_item = out.item.others;  // scratch until the end
   row_of_item.resize(store_.n_items);
 
-  const auto rating_at = [&](std::int64_t q) { return q * n_batches_ + dealt_[q * n_batches_ + b]; };
 #pragma omp parallel num_threads(n_threads)
   {
 #pragma omp for schedule(static, 1)
     for (int piece = 0; piece < n_threads; ++piece) {
-      const std::int64_t q0 = n * piece / n_threads, q1 = n * (piece + 1) / n_threads;
-      if (q0 == q1) continue;
       std::int64_t* counts = item_counts_.data() + piece * store_.n_items;
-      const auto user_of = [&](std::int64_t rating) {
-        return std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, rating) -
-               store_.user_offsets - 1;
-      };
-      std::int64_t user = user_of(rating_at(q0)), distinct = 0;
-      std::int64_t before = q0 ? user_of(rating_at(q0 - 1)) : -1;
-      for (std::int64_t q = q0; q < q1; ++q) {
-        const std::int64_t rating = rating_at(q);
-        while (rating >= store_.user_offsets[user + 1]) ++user;
-        distinct += user != before;
-        before = user;
-        users_[q] = static_cast<std::int32_t>(user);
-        items_[q] = store_.items[rating];
-        out.ratings[q] = store_.ratings[rating];
-        ++counts[store_.items[rating]];
+      std::int64_t distinct = 0;
+      for (std::int64_t q = n * piece / n_threads; q < n * (piece + 1) / n_threads; ++q) {
+        distinct += q == 0 || users[q] != users[q - 1];
+        ++counts[items[q]];
       }
       starts_[piece + 1] = distinct;
     }
@@ -110,14 +120,14 @@ void Dealer::make_batch(std::int64_t b, int n_threads, GroupedBatch& out) {
       std::int64_t* next = item_counts_.data() + piece * store_.n_items;
       std::int64_t row = starts_[piece] - 1;
       for (std::int64_t q = n * piece / n_threads; q < n * (piece + 1) / n_threads; ++q) {
-        if (q == 0 || users_[q] != users_[q - 1]) {
+        if (q == 0 || users[q] != users[q - 1]) {
           ++row;
-          out.user.rows[row] = users_[q];
+          out.user.rows[row] = users[q];
           out.user.offsets[row] = q;
         }
         out.user.position[q] = static_cast<std::int32_t>(row);
-        out.item.position[q] = row_of_item[items_[q]];
-        out.item.order[next[items_[q]]++] = static_cast<std::int32_t>(q);
+        out.item.position[q] = row_of_item[items[q]];
+        out.item.order[next[items[q]]++] = static_cast<std::int32_t>(q);
       }
     }
   }

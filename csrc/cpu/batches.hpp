@@ -32,8 +32,9 @@ class Dealer {
   RatingStore store_;
   std::int64_t n_batches_, n_runs_;
   std::uint64_t seed_;
-  std::vector<std::uint16_t> dealt_;  // [runs, n_batches]: offset in the run of the rating for each batch
-  std::vector<std::int32_t> users_, items_;
+  std::vector<std::int32_t> users_, items_;  // [n_batches, runs]: the batches of the epoch, one after the other
+  std::vector<float> ratings_;               // [n_batches, runs]
+  std::vector<std::int64_t> sizes_;          // [n_batches]: runs, or one less
   std::vector<std::int64_t> item_counts_, starts_;
 };
 

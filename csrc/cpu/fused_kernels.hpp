@@ -99,10 +99,10 @@ struct Kernels {
   // Rows [first, last): grad and grad_bias.
   void (*segment_sums)(const BatchSide&, const BatchSide& other, const LossSetup&, const float* errors,
                        std::int64_t first, std::int64_t last);
-  // Rows [first, last), whole tiles. Adds to center_sums [S, d + 1, kLanes], for each cluster, the rows' w h [d] and
-  // 2 a w: the gradient of its center is the first plus the second times the center.
+  // Rows [first, last), whole tiles. Writes to center_sums [S, d + 1], for each cluster, the rows' sums of w h [d] and of
+  // 2 a w: the gradient of its center is the first plus the second times the center. scratch is [S, d + 1, kLanes].
   void (*entity_backward)(const TrainedSide&, const BatchSide&, const LossSetup&, const UpdateSetup&,
-                          std::int64_t first, std::int64_t last, float* center_sums);
+                          std::int64_t first, std::int64_t last, float* scratch, float* center_sums);
   // Adam without gradient for rows [first, last) of the table, up to step `until`.
   void (*catch_up)(const TrainedSide&, const AdamSchedule&, std::int32_t until, std::int64_t first, std::int64_t last);
 };

@@ -45,6 +45,11 @@ inline void store_transposed(const Vec* in /* [columns] */, std::int64_t n_rows,
   }
 }
 
+// Asks for a row of n numbers ahead of its use: rows lie anywhere in the table, out of the hardware's sight.
+inline void prefetch(const float* row, std::int64_t n) {
+  for (std::int64_t j = 0; j < n; j += 16) __builtin_prefetch(row + j);
+}
+
 // Steps [from, until) of Adam with zero gradient on n numbers.
 inline void decay(float* p, float* m, float* v, std::int64_t n, const float* step_sizes, const AdamSchedule& adam,
                   std::int32_t from, std::int32_t until) {
@@ -130,6 +135,8 @@ void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossS
   const float per_view = 1.0f / static_cast<float>(n_views);
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
+    for (std::int64_t r = t + kLanes; r < least(t + 2 * kLanes, last); ++r)
+      prefetch(side.logits + batch.rows[r] * s, s);
     if (update.optimizer == Optimizer::adam)
       for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.adam, batch.rows[t + r], update.step);
     load_transposed([&](std::int64_t r) { return side.logits + batch.rows[t + r] * s; }, n_rows, s, tile);
@@ -304,14 +311,21 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Loss
 }
 
 void entity_backward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
-                     std::int64_t first, std::int64_t last, float* center_sums) {
+                     std::int64_t first, std::int64_t last, float* scratch, float* center_sums) {
   const std::int64_t s = side.total_clusters, d = side.view_dim, n_views = side.n_views;
   if (!side.centers) return factor_backward(side, batch, loss, update, first, last);
   const std::int64_t padded_clusters = (s + kLanes - 1) / kLanes * kLanes;
+  std::memset(scratch, 0, s * (d + 1) * kLanes * sizeof(float));
   Vec tile[kMaxColumns], q[kMaxColumns], z[kMaxColumns], g[kMaxColumns];
   alignas(64) float rows[kLanes * kMaxColumns];
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
+    if (update.optimizer == Optimizer::adam)  // for the end of this tile
+      for (std::int64_t r = t; r < t + n_rows; ++r) {
+        prefetch(side.logits + batch.rows[r] * s, s);
+        prefetch(side.logits_m + batch.rows[r] * s, s);
+        prefetch(side.logits_v + batch.rows[r] * s, s);
+      }
     for (std::int64_t k = 0; k < s; ++k) tile[k] = load(batch.log_weights + ((t / kLanes) * s + k) * kLanes);
     load_transposed([&](std::int64_t r) { return batch.grad + (t + r) * loss.padded_dim; }, n_rows, loss.embedding_dim,
                     g);
@@ -341,7 +355,7 @@ void entity_backward(const TrainedSide& side, const BatchSide& batch, const Loss
       for (std::int64_t k = k0; k < k1; ++k) {
         const Vec log_w = tile[k], w = exp_negative(log_w);
         const float* center = side.centers + k * d;
-        float* sums = center_sums + k * (d + 1) * kLanes;
+        float* sums = scratch + k * (d + 1) * kLanes;
         Vec dot{};
         for (std::int64_t c = 0; c < d; ++c) {
           dot += h[c] * splat(center[c]);
@@ -368,6 +382,7 @@ void entity_backward(const TrainedSide& side, const BatchSide& batch, const Loss
       apply(side, update, batch.rows[t + r], rows + r * padded_clusters, grad_bias);
     }
   }
+  for (std::int64_t j = 0; j < s * (d + 1); ++j) center_sums[j] = sum_lanes(load(scratch + j * kLanes));
 }
 
 }  // namespace
