@@ -1,0 +1,296 @@
+"""Training speed on the CPU: the native engine beside torch (eager and compiled), LIBMF, Surprise and Cornac.
+
+    python -m benchmarks.cpu_training [--quick] [--threads 2] [--json FILE]
+
+All in one run on the same ratings (MovieLens-1M, fold 1 held out; generated ratings of that shape where it is missing)
+and the same threads, so the ratios hold on any machine although the times do not. Every contestant trains with all loss
+terms it has and its optimizer. Before any timing, the engine's loss is compared with the oracle's.
+
+- ours: `MFDMC.fit` as users call it; `fit` counts all of it, `epoch` is the difference of two epoch counts
+- eager, compiled: the same loss and Adam in torch, in its fastest form known here (softmax and projection of the whole
+  tables, then gathers), with one thread and with all; the better one counts
+- LIBMF: its own mf-train, named by LIBMF_TRAIN or found on PATH; the difference of two iteration counts, so that
+  reading its text input does not count
+- Surprise SVD and Cornac MF where they are installed
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.results_file import provenance, write_json
+from mfdmc_fast.data import BatchIterator, Ratings, RatingsDataset, column_folds, make_planted_ratings, read_ratings
+from mfdmc_fast.epochs import make_epochs
+from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator
+from mfdmc_fast.model import MFDMCModel
+from mfdmc_fast.ops import reference
+from mfdmc_fast.ops.types import LossWeights
+from mfdmc_fast.optim import make_optimizer
+from mfdmc_fast.testing import data_folder
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "concat V=8 K=10 d=4": {"n_views": 8, "n_clusters": 10, "view_dim": 4},
+    "sum V=4 K=10 d=16": {"n_views": 4, "n_clusters": 10, "view_dim": 16, "combine": "sum", "center_scale": 0.5},
+    "concat V=16 K=10 d=4": {"n_views": 16, "n_clusters": 10, "view_dim": 4},
+    "concat V=8 K=20 d=8": {"n_views": 8, "n_clusters": 20, "view_dim": 8},
+}
+MAIN_SHAPE = "concat V=8 K=10 d=4"
+
+
+def ml_1m() -> tuple[Ratings, Ratings, str]:
+    """Training and test ratings, and what they are."""
+    folder = data_folder()
+    if folder is None:
+        ratings = make_planted_ratings(6040, 3706, 1_000_000)
+        rows = np.random.default_rng(0).permutation(len(ratings))
+        cut = len(ratings) // 5
+        return ratings.take(rows[cut:]), ratings.take(rows[:cut]), "generated, MovieLens-1M's shape"
+    split = column_folds(read_ratings(folder / "ml-1m" / "ratings.parquet", keep=("fold",)), "fold")[0]
+    return split.train, split.test, "MovieLens-1M, fold 1 held out"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+
+
+def fit_speed(make: Callable[[int], RatingEstimator], train: Ratings, epochs: int, repeats: int) -> dict[str, Any]:
+    """M ratings/s of a whole fit, and of its epochs alone (the difference to a fit of one epoch)."""
+    whole, alone = [], []
+    for _ in range(repeats):
+        times = []
+        for n in (1, epochs):
+            start = time.perf_counter()
+            make(n).fit(train)
+            times.append(time.perf_counter() - start)
+        whole.append(len(train) * epochs / times[1] / 1e6)
+        alone.append(len(train) * (epochs - 1) / (times[1] - times[0]) / 1e6)
+    return {"fit_m_ratings_per_s": spread(whole), "epoch_m_ratings_per_s": spread(alone)}
+
+
+def table_loss(model: MFDMCModel, weights: LossWeights) -> Callable[..., Tensor]:
+    """The loss in the form that torch runs fastest: whole tables first, then gathers; static shapes to compile."""
+    sides = (model.user.tensors(), model.item.tensors())
+
+    def total(user_idx: Tensor, item_idx: Tensor, ratings: Tensor) -> Tensor:
+        gathered, loss = [], torch.zeros(())
+        prediction = torch.full_like(ratings, model.global_mean)
+        for side, idx in zip(sides, (user_idx, item_idx), strict=True):
+            log_w = reference.log_assignment_weights(side.assignment_logits, side.n_clusters)
+            per_view = reference.view_embeddings(log_w.exp(), side.centers, side.n_clusters)
+            z = reference.combine_views(per_view, model.config.combine)
+            share = torch.bincount(idx, minlength=len(z)).to(z.dtype) / len(ratings)
+            assert side.bias is not None
+            gathered.append(z.index_select(0, idx))
+            prediction = prediction + side.bias.index_select(0, idx)
+            proximity = reference.proximity(log_w.exp(), side.centers, per_view, side.n_clusters)
+            entropy = reference.normalized_entropy(log_w, side.n_clusters).mean(0)
+            loss = loss + weights.spread * reference.spread(side.centers, side.n_clusters, model.config.spread_margin)
+            loss = loss + share @ (
+                weights.proximity * proximity
+                + weights.entropy * entropy
+                + weights.l2 * z.square().sum(1)
+                + weights.bias_l2 * side.bias.square()
+            )
+        prediction = prediction + (gathered[0] * gathered[1]).sum(1)
+        return loss + (prediction - ratings).square().mean()
+
+    return total
+
+
+def torch_speed(dataset: RatingsDataset, shape: dict[str, Any], compiled: bool, threads: int, seconds: float) -> float:
+    """M ratings/s of steps (loss, backward, Adam) in torch with a given number of threads, for about `seconds`."""
+    torch.set_num_threads(threads)
+    config = MFDMC(**shape)._config()
+    model = MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean()))  # type: ignore[arg-type]
+    loss = table_loss(model, model.loss_weights(30))
+    if compiled:
+        loss = torch.compile(loss, dynamic=False)
+    optimizer = make_optimizer(model)
+    batches = list(BatchIterator(dataset, None, 0).epoch(1))
+    size = min(len(b.ratings) for b in batches)
+    batches = [type(b)(*(t[:size] for t in b)) for b in batches]  # one shape, so that nothing is compiled twice
+
+    def step(number: int) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(*batches[number % len(batches)]).backward()
+        optimizer.step()
+
+    for number in range(3):
+        step(number)
+    start, number = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds or number < 3:
+        step(number)
+        number += 1
+    return number * size / (time.perf_counter() - start) / 1e6
+
+
+def libmf(
+    train: Ratings, test: Ratings, k: int, threads: int, iterations: tuple[int, int], repeats: int
+) -> dict[str, Any]:
+    """M ratings/s of LIBMF by the difference of two iteration counts, and its test RMSE per iteration."""
+    program = os.environ.get("LIBMF_TRAIN") or shutil.which("mf-train")
+    if program is None:
+        return {"skipped": "mf-train is not on PATH and LIBMF_TRAIN does not name it"}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, ratings in (("train", train), ("test", test)):
+            table = np.column_stack([ratings.users, ratings.items, ratings.ratings])
+            np.savetxt(Path(folder) / name, table, fmt="%g")
+
+        def run(count: int, *extra: str) -> tuple[float, str]:
+            command = [program, "-k", str(k), "-l2", "0.08" if k > 32 else "0.1", "-r", "0.1", "-t", str(count)]
+            start = time.perf_counter()
+            ran = subprocess.run(
+                [*command, "-s", str(threads), *extra, "train", "model"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            return time.perf_counter() - start, ran.stdout
+
+        speeds = []
+        for _ in range(repeats):
+            (few, _), (many, _) = (run(count, "--quiet") for count in iterations)
+            speeds.append(len(train) * (iterations[1] - iterations[0]) / (many - few) / 1e6)
+        _, log = run(iterations[1], "-p", "test")
+    curve = [float(line.split()[2]) for line in log.splitlines() if line.strip()[:1].isdigit()]
+    return {"m_ratings_per_s": spread(speeds), "rmse_per_iteration": curve}
+
+
+def surprise_speed(train: Ratings, n_factors: int, epochs: int) -> dict[str, Any]:
+    """Seconds and M ratings/s of Surprise's SVD, one thread as always."""
+    try:
+        import pandas as pd
+        from surprise import SVD, Dataset, Reader
+    except ImportError as error:
+        return {"skipped": f"Surprise is not installed ({error})"}
+    frame = pd.DataFrame({"user": train.users, "item": train.items, "rating": train.ratings})
+    full = Dataset.load_from_df(frame, Reader(rating_scale=train.scale)).build_full_trainset()
+    start = time.perf_counter()
+    SVD(n_factors=n_factors, n_epochs=epochs).fit(full)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "m_ratings_per_s": len(train) * epochs / seconds / 1e6}
+
+
+def cornac_speed(train: Ratings, k: int, threads: int, epochs: tuple[int, int]) -> dict[str, Any]:
+    """M ratings/s of Cornac's MF by the difference of two epoch counts."""
+    try:
+        import cornac
+    except ImportError as error:
+        return {"skipped": f"Cornac is not installed ({error})"}
+    triples = zip(train.users.tolist(), train.items.tolist(), train.ratings.tolist(), strict=True)
+    data = cornac.data.Dataset.from_uir(triples)
+    times = []
+    for n in epochs:
+        start = time.perf_counter()
+        cornac.models.MF(k=k, max_iter=n, num_threads=threads, seed=0).fit(data)
+        times.append(time.perf_counter() - start)
+    return {"m_ratings_per_s": len(train) * (epochs[1] - epochs[0]) / (times[1] - times[0]) / 1e6}
+
+
+def check_against_oracle(dataset: RatingsDataset) -> None:
+    """Refuse to time a wrong engine: first epoch's mean loss within 1e-4 of the reference's."""
+    losses = []
+    for backend in ("cpu", "reference"):
+        config = MFDMC(backend=backend)._config()
+        model = MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean()))  # type: ignore[arg-type]
+        losses.append(make_epochs(model, BatchIterator(dataset, None, 0), backend).run(1, [])["total"])
+    if abs(losses[0] - losses[1]) > 1e-4 * losses[1]:
+        raise SystemExit(f"the engine's loss {losses[0]} is not the reference's {losses[1]}")
+
+
+def curve(estimator: RatingEstimator, train: Ratings, test: Ratings) -> list[dict[str, float]]:
+    """Wall seconds (validation included) and test RMSE after every epoch."""
+    history = estimator.fit(train, validation=test).history_
+    seconds = np.cumsum([record.seconds for record in history.epochs])
+    return [
+        {"seconds": float(s), "rmse": float(r.valid_rmse or 0)} for s, r in zip(seconds, history.epochs, strict=True)
+    ]
+
+
+def main() -> None:
+    """Run all contestants, print ratios, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the main shape only, in under 50 seconds")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--json", type=Path, help="file to write")
+    args = parser.parse_args()
+    start = time.perf_counter()
+    threads, repeats = args.threads, 3 if args.quick else 5
+    train, test, source = ml_1m()
+    dataset = RatingsDataset.from_ratings(train)
+    torch.set_num_threads(threads)
+    check_against_oracle(dataset)
+
+    rows: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        if args.quick and name != MAIN_SHAPE:
+            continue
+        torch.set_num_threads(threads)
+        # no pruning: every epoch does the same work
+        own = fit_speed(lambda n, s=shape: MFDMC(**s, epochs=n, prune=False), train, 20, repeats)
+        eager = {n: torch_speed(dataset, shape, False, n, 1.0) for n in sorted({1, threads})}
+        compiled = {n: torch_speed(dataset, shape, True, n, 1.0) for n in sorted({1, threads})}
+        torch.set_num_threads(threads)
+        speed = own["fit_m_ratings_per_s"]["median"]
+        rows[name] = {
+            **own,
+            "eager_m_ratings_per_s": eager,
+            "compiled_m_ratings_per_s": compiled,
+            "ratio_vs_eager": speed / max(eager.values()),
+            "ratio_vs_compiled": speed / max(compiled.values()),
+        }
+        print(f"{name}: {speed:.1f} M ratings/s in fit, eager {eager}, compiled {compiled}", flush=True)
+    torch.set_num_threads(threads)
+    funkmf = fit_speed(lambda n: FunkMF(n_factors=32, epochs=n), train, 20, repeats)
+    peer = libmf(train, test, 32, threads, (10, 50), repeats)
+    main_row = rows[MAIN_SHAPE]
+    speed, funkmf_speed = (r["fit_m_ratings_per_s"]["median"] for r in (main_row, funkmf))
+    peer_speed = peer["m_ratings_per_s"]["median"] if "m_ratings_per_s" in peer else None
+    summary = {
+        "m_ratings_per_s": speed,
+        "ratio_vs_eager": main_row["ratio_vs_eager"],
+        "ratio_vs_compiled": main_row["ratio_vs_compiled"],
+        "ratio_vs_libmf": None if peer_speed is None else speed / peer_speed,
+        "funkmf_m_ratings_per_s": funkmf_speed,
+        "funkmf_ratio_vs_libmf": None if peer_speed is None else funkmf_speed / peer_speed,
+        "seconds_per_epoch": len(train) / speed / 1e6,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    details: dict[str, Any] = {"data": source, "threads": threads, "shapes": rows, "funkmf": funkmf, "libmf_k32": peer}
+    if not args.quick:
+        details["libmf_k64"] = libmf(train, test, 64, threads, (10, 50), repeats)
+        details["surprise"] = surprise_speed(train, 32, 5)
+        details["cornac_k32"] = cornac_speed(train, 32, threads, (2, 12))
+        torch.set_num_threads(1)
+        details["one_thread"] = fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, 20, repeats)
+        torch.set_num_threads(threads)
+        details["curves"] = {
+            "MFDMC": curve(MFDMC(), train, test),
+            "FunkMF": curve(FunkMF(), train, test),
+        }
+    summary["seconds_total"] = time.perf_counter() - start
+    for name, value in summary.items():
+        print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
+    if args.json:
+        command = f"python -m benchmarks.cpu_training{' --quick' * args.quick} --threads {threads}"
+        write_json(args.json, {**provenance(command), **summary, **details})
+
+
+if __name__ == "__main__":
+    main()
