@@ -30,18 +30,16 @@ class SideState {
  public:
   SideState(Floats table /* [n, S] */, MaybeFloats bias /* [n] */, MaybeFloats centers /* [S, d] */,
             std::vector<std::int64_t> n_clusters /* [V], empty for FunkMF */, MaybeFloats table_m /* [n, S] */,
-            MaybeFloats table_v /* [n, S] */, MaybeFloats table_sum /* [n] */, MaybeFloats bias_m /* [n] */,
-            MaybeFloats bias_v /* [n] */, MaybeFloats bias_sum /* [n] */, std::optional<Rows> next_step /* [n] */,
+            MaybeFloats table_v /* [n, S] */, MaybeFloats bias_m /* [n] */,
+            MaybeFloats bias_v /* [n] */, std::optional<Rows> next_step /* [n] */,
             MaybeFloats centers_m /* [S, d] */, MaybeFloats centers_v /* [S, d] */)
       : table_(std::move(table)),
         bias_(std::move(bias)),
         centers_(std::move(centers)),
         table_m_(std::move(table_m)),
         table_v_(std::move(table_v)),
-        table_sum_(std::move(table_sum)),
         bias_m_(std::move(bias_m)),
         bias_v_(std::move(bias_v)),
-        bias_sum_(std::move(bias_sum)),
         centers_m_(std::move(centers_m)),
         centers_v_(std::move(centers_v)),
         next_step_(std::move(next_step)),
@@ -64,8 +62,8 @@ class SideState {
     }
     for (auto* array : {&table_m_, &table_v_})
       if (*array) check_shape("table's moments", **array, {n, s});
-    for (auto* array : {&bias_, &bias_m_, &bias_v_, &table_sum_, &bias_sum_})
-      if (*array) check_shape("bias and sums", **array, {n});
+    for (auto* array : {&bias_, &bias_m_, &bias_v_})
+      if (*array) check_shape("bias and its moments", **array, {n});
     if (next_step_) check_shape("next_step", *next_step_, {n});
   }
 
@@ -74,11 +72,9 @@ class SideState {
     out.logits = table_.mutable_data();
     out.logits_m = data_of(table_m_);
     out.logits_v = data_of(table_v_);
-    out.logits_sum = data_of(table_sum_);
     out.bias = data_of(bias_);
     out.bias_m = data_of(bias_m_);
     out.bias_v = data_of(bias_v_);
-    out.bias_sum = data_of(bias_sum_);
     out.next_step = next_step_ ? next_step_->mutable_data() : nullptr;
     out.centers = data_of(centers_);
     out.view_offsets = offsets_.data();
@@ -96,12 +92,10 @@ class SideState {
     return centers_->shape(1) * (sum_views ? 1 : static_cast<std::int64_t>(offsets_.size()) - 1);
   }
 
-  // Raises unless all state that the optimizer needs is there.
-  void require_state(Optimizer optimizer) const {
-    const bool adam = table_m_ && table_v_ && next_step_ && (!bias_ || (bias_m_ && bias_v_));
-    const bool adagrad = table_sum_ && (!bias_ || bias_sum_);
-    const bool centers = !centers_ || (centers_m_ && centers_v_);
-    if (optimizer != Optimizer::none && !(centers && (optimizer == Optimizer::adam ? adam : adagrad)))
+  // Raises unless all state that Adam needs is there.
+  void require_state() const {
+    const bool rows = table_m_ && table_v_ && next_step_ && (!bias_ || (bias_m_ && bias_v_));
+    if (!rows || (centers_ && !(centers_m_ && centers_v_)))
       throw py::value_error("the optimizer's state is not complete");
   }
 
@@ -109,7 +103,7 @@ class SideState {
 
  private:
   Floats table_;
-  MaybeFloats bias_, centers_, table_m_, table_v_, table_sum_, bias_m_, bias_v_, bias_sum_, centers_m_, centers_v_;
+  MaybeFloats bias_, centers_, table_m_, table_v_, bias_m_, bias_v_, centers_m_, centers_v_;
   std::optional<Rows> next_step_;
   std::vector<std::int64_t> offsets_;
 };
@@ -145,23 +139,20 @@ StepSetup make_setup(const LossOptions& options, const SideState& user, const Si
   return setup;
 }
 
-// Adam's constants for every step of the run, or what row-wise AdaGrad takes.
+// Adam's constants for every step of the run.
 struct Schedule {
-  Optimizer optimizer;
   Floats logit_step, bias_step, center_step, inverse_root;  // [steps]
   double beta1, beta2, epsilon;
 
-  Schedule(const std::string& name, Floats logit_step_, Floats bias_step_, Floats center_step_, Floats inverse_root_,
+  Schedule(Floats logit_step_, Floats bias_step_, Floats center_step_, Floats inverse_root_,
            double beta1_, double beta2_, double epsilon_)
-      : optimizer(name == "adam" ? Optimizer::adam : Optimizer::adagrad),
-        logit_step(std::move(logit_step_)),
+      : logit_step(std::move(logit_step_)),
         bias_step(std::move(bias_step_)),
         center_step(std::move(center_step_)),
         inverse_root(std::move(inverse_root_)),
         beta1(beta1_),
         beta2(beta2_),
         epsilon(epsilon_) {
-    if (name != "adam" && name != "adagrad") throw py::value_error("optimizer must be \"adam\" or \"adagrad\"");
     for (const Floats* array : {&logit_step, &bias_step, &center_step, &inverse_root})
       check_shape("schedule", *array, {logit_step.size()});
   }
@@ -178,12 +169,9 @@ struct Schedule {
   }
 
   void apply_to(StepSetup& setup, std::int64_t step) const {
-    setup.update.optimizer = optimizer;
+    setup.update.optimizer = Optimizer::adam;
     setup.update.adam = adam();
     setup.update.step = static_cast<std::int32_t>(step);
-    // for AdaGrad the schedule holds plain learning rates
-    setup.update.logit_rate = logit_step.data()[step];
-    setup.update.bias_rate = bias_step.data()[step];
     setup.center_step = center_step.data();
   }
 };
@@ -233,8 +221,8 @@ class PyTrainer {
       throw py::value_error("start an epoch first; batches must lie in it");
     if (step < 0 || step + last - first > schedule.logit_step.size())
       throw py::value_error("the schedule ends before these steps");
-    user.require_state(schedule.optimizer);
-    item.require_state(schedule.optimizer);
+    user.require_state();
+    item.require_state();
     StepSetup setup = make_setup(options, user, item, kernels_);
     const TrainedSide user_side = user.side(), item_side = item.side();
     if (user_side.n_entities != n_users_ || item_side.n_entities != n_items_)
@@ -270,7 +258,7 @@ class PyTrainer {
 
 // Adam's steps without gradient for all rows that have missed some, up to step `until`.
 void catch_up(SideState& side, const Schedule& schedule, std::int64_t until, int n_threads) {
-  side.require_state(Optimizer::adam);
+  side.require_state();
   if (until > schedule.logit_step.size()) throw py::value_error("the schedule ends before these steps");
   const TrainedSide trained = side.side();
   const AdamSchedule adam = schedule.adam();
@@ -337,12 +325,11 @@ std::vector<double> batch_loss(SideState& user, SideState& item, const Indices& 
 void define_training(py::module_& module) {
   py::class_<SideState>(module, "SideState")
       .def(py::init<Floats, MaybeFloats, MaybeFloats, std::vector<std::int64_t>, MaybeFloats, MaybeFloats, MaybeFloats,
-                    MaybeFloats, MaybeFloats, MaybeFloats, std::optional<Rows>, MaybeFloats, MaybeFloats>(),
+                    MaybeFloats, std::optional<Rows>, MaybeFloats, MaybeFloats>(),
            py::arg("table").noconvert(), py::arg("bias").noconvert(), py::arg("centers").noconvert(),
            py::arg("n_clusters"), py::arg("table_m").noconvert() = py::none(),
-           py::arg("table_v").noconvert() = py::none(), py::arg("table_sum").noconvert() = py::none(),
-           py::arg("bias_m").noconvert() = py::none(), py::arg("bias_v").noconvert() = py::none(),
-           py::arg("bias_sum").noconvert() = py::none(), py::arg("next_step").noconvert() = py::none(),
+           py::arg("table_v").noconvert() = py::none(), py::arg("bias_m").noconvert() = py::none(),
+           py::arg("bias_v").noconvert() = py::none(), py::arg("next_step").noconvert() = py::none(),
            py::arg("centers_m").noconvert() = py::none(), py::arg("centers_v").noconvert() = py::none());
   py::class_<LossOptions>(module, "LossOptions")
       .def(py::init([](float spread, float proximity, float entropy, float l2, float bias_l2, float spread_margin,
@@ -352,8 +339,8 @@ void define_training(py::module_& module) {
            py::kw_only(), py::arg("spread"), py::arg("proximity"), py::arg("entropy"), py::arg("l2"),
            py::arg("bias_l2"), py::arg("spread_margin"), py::arg("global_mean"), py::arg("sum_views"));
   py::class_<Schedule>(module, "Schedule")
-      .def(py::init<const std::string&, Floats, Floats, Floats, Floats, double, double, double>(), py::kw_only(),
-           py::arg("optimizer"), py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
+      .def(py::init<Floats, Floats, Floats, Floats, double, double, double>(), py::kw_only(),
+           py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
            py::arg("center_step").noconvert(), py::arg("inverse_root").noconvert(), py::arg("beta1"),
            py::arg("beta2"), py::arg("epsilon"));
   py::class_<PyTrainer>(module, "Trainer")

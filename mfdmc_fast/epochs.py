@@ -96,7 +96,7 @@ class NativeEpochs:
     def __init__(self, model: RatingModel, batches: BatchIterator) -> None:
         self._model, self._batches = model, batches
         self.optimizer: OptimizerState = _NativeAdam(model)
-        dataset, order = batches.dataset, batches.order
+        dataset, order = batches.dataset, batches.dataset.order
         counts = np.bincount(dataset.user_idx, minlength=model.n_entities["user"])
         self._trainer = native.Trainer(
             user_offsets=np.concatenate([[0], np.cumsum(counts)]),

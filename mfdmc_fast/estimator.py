@@ -516,9 +516,10 @@ def _paired(users: Any, items: Any) -> tuple[Any, Any]:
 
 
 def _seen_items(train: RatingsDataset) -> SeenItems:
-    order = np.lexsort((train.item_idx, train.user_idx))
     counts = np.bincount(train.user_idx, minlength=len(train.users))
-    return SeenItems(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), train.item_idx[order].astype(np.int32))
+    return SeenItems(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), train.item_idx[train.order].astype(np.int32)
+    )
 
 
 def _seen_of(seen: SeenItems, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -208,7 +208,7 @@ void BatchStep::step_centers(const TrainedSide& side, const TrainedCenters& cent
     for (std::int64_t j = 0; j < s * d; ++j) centers.grad[j] = static_cast<float>(grad[j]);
     return;
   }
-  // centers are few: they make every step, with Adam whatever the optimizer of the rows
+  // centers are few: they make every step
   const AdamSchedule& adam = setup.update.adam;
   const std::int32_t step = setup.update.step;
   for (std::int64_t j = 0; j < s * d; ++j) {

@@ -15,9 +15,8 @@
 namespace mfdmc {
 
 enum class Optimizer {
-  none,     // write gradients instead of applying them
-  adam,     // as torch.optim.Adam; steps that a row misses are made up for when it is needed again
-  adagrad,  // one accumulator a row: the mean square of its gradients
+  none,  // write gradients instead of applying them
+  adam,  // as torch.optim.Adam; steps that a row misses are made up for when it is needed again
 };
 
 // What an Adam step needs besides the gradient; the arrays are indexed by step, from 0.
@@ -38,11 +37,9 @@ struct TrainedSide {
   float* logits;                     // [n, S]
   float* logits_m;                   // [n, S] first moment (adam)
   float* logits_v;                   // [n, S] second moment (adam)
-  float* logits_sum;                 // [n] accumulator (adagrad)
   float* bias;                       // [n], or null
   float* bias_m;                     // [n]
   float* bias_v;                     // [n]
-  float* bias_sum;                   // [n]
   std::int32_t* next_step;           // [n] first step that the row has not made yet (adam)
   const float* centers;              // [S, d], or null (FunkMF)
   const float* center_norms;         // [S] squared lengths
@@ -82,7 +79,6 @@ struct UpdateSetup {
   Optimizer optimizer;
   AdamSchedule adam;
   std::int32_t step;              // of this batch
-  float logit_rate, bias_rate;    // learning rates (adagrad)
   GradientTables gradients;       // (none)
 };
 

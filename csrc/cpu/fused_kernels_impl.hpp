@@ -13,36 +13,45 @@ inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b
 
 constexpr std::int32_t kNoMomentum = 400;       // 0.9^400 is below the smallest float: such steps move nothing
 
-// A matrix of tile-many rows, row-major with any stride, to column-major [columns][kLanes]; missing rows become zero.
+// A matrix of tile-many rows, row-major with any stride, to column-major [columns][kLanes]; missing rows repeat the last.
+// Whole blocks have loops of fixed length, which the compiler unrolls instead of calling memset and memcpy.
 template <typename RowOf>
 inline void load_transposed(RowOf row_of, std::int64_t n_rows, std::int64_t columns, Vec* out /* [columns] */) {
+  const float* rows[kLanes];
+  for (std::int64_t r = 0; r < kLanes; ++r) rows[r] = row_of(least(r, n_rows - 1));  // what is repeated is not used
   Vec block[kLanes];
-  for (std::int64_t c = 0; c < columns; c += kLanes) {
-    const std::int64_t width = least(kLanes, columns - c);
-    for (std::int64_t r = 0; r < kLanes; ++r) {
-      block[r] = Vec{};
-      if (r < n_rows) {
-        if (width == kLanes)
-          block[r] = load(row_of(r) + c);
-        else
-          std::memcpy(&block[r], row_of(r) + c, width * sizeof(float));
-      }
-    }
+  std::int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes) {
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < kLanes; ++r) block[r] = load(rows[r] + c);
     transpose(block);
-    for (std::int64_t j = 0; j < width; ++j) out[c + j] = block[j];
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < kLanes; ++r) out[c + r] = block[r];
   }
+  if (c == columns) return;
+  for (std::int64_t r = 0; r < kLanes; ++r) {
+    block[r] = Vec{};
+    std::memcpy(&block[r], rows[r] + c, (columns - c) * sizeof(float));
+  }
+  transpose(block);
+  for (std::int64_t r = 0; c + r < columns; ++r) out[c + r] = block[r];
 }
 
 // The inverse: column-major to rows; writes `columns` rounded up to kLanes floats of every row, zero beyond `columns`.
 template <typename RowOf>
 inline void store_transposed(const Vec* in /* [columns] */, std::int64_t n_rows, std::int64_t columns, RowOf row_of) {
   Vec block[kLanes];
-  for (std::int64_t c = 0; c < columns; c += kLanes) {
-    const std::int64_t width = least(kLanes, columns - c);
-    for (std::int64_t j = 0; j < kLanes; ++j) block[j] = j < width ? in[c + j] : Vec{};
+  std::int64_t c = 0;
+  for (; c + kLanes <= columns; c += kLanes) {
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < kLanes; ++r) block[r] = in[c + r];
     transpose(block);
     for (std::int64_t r = 0; r < n_rows; ++r) store(row_of(r) + c, block[r]);
   }
+  if (c == columns) return;
+  for (std::int64_t r = 0; r < kLanes; ++r) block[r] = c + r < columns ? in[c + r] : Vec{};
+  transpose(block);
+  for (std::int64_t r = 0; r < n_rows; ++r) store(row_of(r) + c, block[r]);
 }
 
 // Asks for a row of n numbers ahead of its use: rows lie anywhere in the table, out of the hardware's sight.
@@ -93,16 +102,25 @@ inline Vec tile_shares(const BatchSide& batch, std::int64_t tile, std::int64_t n
   return share * splat(1.0f / static_cast<float>(batch_size));
 }
 
-// z of each view, [V, d] vectors, from log weights [S].
-inline void tile_embeddings(const TrainedSide& side, const Vec* log_weights, Vec* z) {
-  const std::int64_t d = side.view_dim;
+// 1 / (V ln K_v) for each view, 0 where K_v = 1: what turns a sum of entropies into the entropy term.
+inline void entropy_scales(const TrainedSide& side, float* scales /* [V] */) {
   for (std::int64_t v = 0; v < side.n_views; ++v) {
-    Vec* zv = z + v * d;
-    for (std::int64_t c = 0; c < d; ++c) zv[c] = Vec{};
-    for (std::int64_t k = side.view_offsets[v]; k < side.view_offsets[v + 1]; ++k) {
-      const Vec w = exp_negative(log_weights[k]);
-      for (std::int64_t c = 0; c < d; ++c) zv[c] += w * splat(side.centers[k * d + c]);
-    }
+    const std::int64_t clusters = side.view_offsets[v + 1] - side.view_offsets[v];
+    scales[v] =
+        clusters > 1 ? 1.0f / (static_cast<float>(side.n_views) * __builtin_logf(static_cast<float>(clusters))) : 0.0f;
+  }
+}
+
+// Sums over the lanes of n vectors in memory, kLanes of them at a time.
+inline void sum_all_lanes(const float* vectors /* [n, kLanes] */, std::int64_t n, float* sums /* [n] */) {
+  Vec block[kLanes];
+  for (std::int64_t j = 0; j < n; j += kLanes) {
+    const std::int64_t width = least(kLanes, n - j);
+    for (std::int64_t r = 0; r < kLanes; ++r) block[r] = r < width ? load(vectors + (j + r) * kLanes) : Vec{};
+    transpose(block);
+    for (std::int64_t half = kLanes / 2; half; half /= 2)
+      for (std::int64_t r = 0; r < half; ++r) block[r] += block[r + half];
+    std::memcpy(sums + j, &block[0], width * sizeof(float));
   }
 }
 
@@ -127,12 +145,16 @@ void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossS
   }
 }
 
-void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
-                    std::int64_t first, std::int64_t last, double* terms) {
-  const std::int64_t s = side.total_clusters, d = side.view_dim, n_views = side.n_views;
-  Vec tile[kMaxColumns], z[kMaxColumns], combined[kMaxColumns];
-  if (!side.centers) return factor_forward(side, batch, loss, update, first, last, terms);
-  const float per_view = 1.0f / static_cast<float>(n_views);
+// `dim` is view_dim where it is known at compile time, so that what belongs to one view stays in registers; else 0.
+template <std::int64_t dim>
+void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss,
+                       const UpdateSetup& update, std::int64_t first, std::int64_t last, double* terms) {
+  const std::int64_t s = side.total_clusters, d = dim ? dim : side.view_dim, n_views = side.n_views;
+  constexpr std::int64_t most = dim ? dim : kMaxColumns;
+  Vec tile[kMaxColumns], z[kMaxColumns], combined[most];
+  float scales[kMaxColumns];
+  entropy_scales(side, scales);
+  Vec proximities{}, entropies{}, squares{}, bias_squares{};
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
     for (std::int64_t r = t + kLanes; r < least(t + 2 * kLanes, last); ++r)
@@ -140,34 +162,34 @@ void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossS
     if (update.optimizer == Optimizer::adam)
       for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.adam, batch.rows[t + r], update.step);
     load_transposed([&](std::int64_t r) { return side.logits + batch.rows[t + r] * s; }, n_rows, s, tile);
+    float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
     Vec proximity{}, entropy{};
     for (std::int64_t v = 0; v < n_views; ++v) {
       const std::int64_t k0 = side.view_offsets[v], k1 = side.view_offsets[v + 1];
       Vec largest = tile[k0];
       for (std::int64_t k = k0 + 1; k < k1; ++k) largest = maximum(largest, tile[k]);
-      Vec total{};
-      Vec* zv = z + v * d;
-      for (std::int64_t c = 0; c < d; ++c) zv[c] = Vec{};
-      Vec weighted_log{}, weighted_norm{};
+      Vec total{}, weighted_log{}, weighted_norm{}, role[most];
+      for (std::int64_t c = 0; c < d; ++c) role[c] = Vec{};
       for (std::int64_t k = k0; k < k1; ++k) {
         const Vec x = tile[k] - largest;
         const Vec w = exp_negative(x);
+        const float* center = side.centers + k * d;
         tile[k] = x;
         total += w;
         weighted_log += w * x;
-        for (std::int64_t c = 0; c < d; ++c) zv[c] += w * splat(side.centers[k * d + c]);
         weighted_norm += w * splat(side.center_norms[k]);
+        for (std::int64_t c = 0; c < d; ++c) role[c] += w * splat(center[c]);
       }
       const Vec log_total = log_from_one(total), inverse = splat(1.0f) / total;
-      for (std::int64_t k = k0; k < k1; ++k) tile[k] -= log_total;
-      Vec squares{};
+      for (std::int64_t k = k0; k < k1; ++k) store(log_weights + k * kLanes, tile[k] - log_total);
+      Vec square{};
       for (std::int64_t c = 0; c < d; ++c) {
-        zv[c] *= inverse;
-        squares += zv[c] * zv[c];
+        const Vec zc = role[c] * inverse;
+        square += zc * zc;
+        z[v * d + c] = zc;
       }
-      proximity += weighted_norm * inverse - squares;
-      if (k1 - k0 > 1)
-        entropy += (log_total - weighted_log * inverse) * splat(1.0f / __builtin_logf(static_cast<float>(k1 - k0)));
+      proximity += weighted_norm * inverse - square;
+      entropy += (log_total - weighted_log * inverse) * splat(scales[v]);
     }
     const Vec* embedding = z;
     if (loss.sum_views) {
@@ -180,17 +202,38 @@ void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossS
     Vec l2{};
     for (std::int64_t c = 0; c < loss.embedding_dim; ++c) l2 += embedding[c] * embedding[c];
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
-    terms[0] += sum_lanes(proximity * share) * per_view;
-    terms[1] += sum_lanes(entropy * share) * per_view;
-    terms[2] += sum_lanes(l2 * share);
-    for (std::int64_t k = 0; k < s; ++k) store(batch.log_weights + ((t / kLanes) * s + k) * kLanes, tile[k]);
+    proximities += proximity * share;
+    entropies += entropy * share;
+    squares += l2 * share;
     store_transposed(embedding, n_rows, loss.embedding_dim,
                      [&](std::int64_t r) { return batch.embeddings + (t + r) * loss.padded_dim; });
+    Vec bias{};
     for (std::int64_t r = 0; r < n_rows; ++r) {
-      const float bias = side.bias ? side.bias[batch.rows[t + r]] : 0.0f;
-      batch.bias[t + r] = bias;
-      terms[3] += static_cast<double>(bias) * bias * share[r];
+      bias[r] = side.bias ? side.bias[batch.rows[t + r]] : 0.0f;
+      batch.bias[t + r] = bias[r];
     }
+    bias_squares += bias * bias * share;
+  }
+  terms[0] += sum_lanes(proximities) / static_cast<float>(n_views);
+  terms[1] += sum_lanes(entropies);
+  terms[2] += sum_lanes(squares);
+  terms[3] += sum_lanes(bias_squares);
+}
+
+void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
+                    std::int64_t first, std::int64_t last, double* terms) {
+  if (!side.centers) return factor_forward(side, batch, loss, update, first, last, terms);
+  switch (side.view_dim) {
+    case 2:
+      return entity_forward_of<2>(side, batch, loss, update, first, last, terms);
+    case 4:
+      return entity_forward_of<4>(side, batch, loss, update, first, last, terms);
+    case 8:
+      return entity_forward_of<8>(side, batch, loss, update, first, last, terms);
+    case 16:
+      return entity_forward_of<16>(side, batch, loss, update, first, last, terms);
+    default:
+      return entity_forward_of<0>(side, batch, loss, update, first, last, terms);
   }
 }
 
@@ -263,6 +306,17 @@ void segment_sums(const BatchSide& batch, const BatchSide& other, const LossSetu
   }
 }
 
+// One Adam step on n numbers that overlap with nothing else.
+inline void adam_step(float* __restrict x, float* __restrict m, float* __restrict v, const float* __restrict g,
+                      std::int64_t n, float size, float root, const AdamSchedule& adam) {
+  const float rest1 = adam.rest1, beta2 = adam.beta2, rest2 = adam.rest2, epsilon = adam.epsilon;
+  for (std::int64_t j = 0; j < n; ++j) {
+    m[j] += rest1 * (g[j] - m[j]);
+    v[j] = beta2 * v[j] + rest2 * g[j] * g[j];
+    x[j] -= size * m[j] / (__builtin_sqrtf(v[j]) * root + epsilon);
+  }
+}
+
 inline void apply(const TrainedSide& side, const UpdateSetup& update, std::int64_t e, const float* grad /* [S] */,
                   float grad_bias) {
   const std::int64_t s = side.total_clusters;
@@ -271,30 +325,11 @@ inline void apply(const TrainedSide& side, const UpdateSetup& update, std::int64
     if (update.gradients.bias) update.gradients.bias[e] = grad_bias;
     return;
   }
-  float* p = side.logits + e * s;
-  if (update.optimizer == Optimizer::adagrad) {
-    float squares = 0;
-    for (std::int64_t j = 0; j < s; ++j) squares += grad[j] * grad[j];
-    side.logits_sum[e] += squares / static_cast<float>(s);
-    const float rate = update.logit_rate / (__builtin_sqrtf(side.logits_sum[e]) + update.adam.epsilon);
-    for (std::int64_t j = 0; j < s; ++j) p[j] -= rate * grad[j];
-    if (side.bias) {
-      side.bias_sum[e] += grad_bias * grad_bias;
-      side.bias[e] -= update.bias_rate * grad_bias / (__builtin_sqrtf(side.bias_sum[e]) + update.adam.epsilon);
-    }
-    return;
-  }
   const AdamSchedule& adam = update.adam;
   const float root = adam.inverse_root[update.step];
-  const auto adam_step = [&](float* x, float* m, float* v, const float* g, std::int64_t n, float size) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      m[j] += adam.rest1 * (g[j] - m[j]);
-      v[j] = adam.beta2 * v[j] + adam.rest2 * g[j] * g[j];
-      x[j] -= size * m[j] / (__builtin_sqrtf(v[j]) * root + adam.epsilon);
-    }
-  };
-  adam_step(p, side.logits_m + e * s, side.logits_v + e * s, grad, s, adam.logit_step[update.step]);
-  if (side.bias) adam_step(side.bias + e, side.bias_m + e, side.bias_v + e, &grad_bias, 1, adam.bias_step[update.step]);
+  adam_step(side.logits + e * s, side.logits_m + e * s, side.logits_v + e * s, grad, s, adam.logit_step[update.step], root, adam);
+  if (side.bias)
+    adam_step(side.bias + e, side.bias_m + e, side.bias_v + e, &grad_bias, 1, adam.bias_step[update.step], root, adam);
   side.next_step[e] = update.step + 1;
 }
 
@@ -310,14 +345,18 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Loss
   }
 }
 
-void entity_backward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
-                     std::int64_t first, std::int64_t last, float* scratch, float* center_sums) {
-  const std::int64_t s = side.total_clusters, d = side.view_dim, n_views = side.n_views;
-  if (!side.centers) return factor_backward(side, batch, loss, update, first, last);
+template <std::int64_t dim>
+void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss,
+                        const UpdateSetup& update, std::int64_t first, std::int64_t last, float* scratch,
+                        float* center_sums) {
+  const std::int64_t s = side.total_clusters, d = dim ? dim : side.view_dim, n_views = side.n_views;
   const std::int64_t padded_clusters = (s + kLanes - 1) / kLanes * kLanes;
-  std::memset(scratch, 0, s * (d + 1) * kLanes * sizeof(float));
+  constexpr std::int64_t most = dim ? dim : kMaxColumns;
   Vec tile[kMaxColumns], q[kMaxColumns], z[kMaxColumns], g[kMaxColumns];
   alignas(64) float rows[kLanes * kMaxColumns];
+  float scales[kMaxColumns];
+  entropy_scales(side, scales);
+  std::memset(scratch, 0, s * (d + 1) * kLanes * sizeof(float));
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
     if (update.optimizer == Optimizer::adam)  // for the end of this tile
@@ -326,34 +365,41 @@ void entity_backward(const TrainedSide& side, const BatchSide& batch, const Loss
         prefetch(side.logits_m + batch.rows[r] * s, s);
         prefetch(side.logits_v + batch.rows[r] * s, s);
       }
-    for (std::int64_t k = 0; k < s; ++k) tile[k] = load(batch.log_weights + ((t / kLanes) * s + k) * kLanes);
+    const float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
     load_transposed([&](std::int64_t r) { return batch.grad + (t + r) * loss.padded_dim; }, n_rows, loss.embedding_dim,
                     g);
-    tile_embeddings(side, tile, z);
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
+    if (n_rows < kLanes)  // lanes without a row must add nothing to the centers
+      for (std::int64_t c = 0; c < loss.embedding_dim; ++c) g[c] = share > Vec{} ? g[c] : Vec{};
     const Vec l2 = share * splat(2.0f * loss.l2);
+    for (std::int64_t k = 0; k < s; ++k) tile[k] = exp_negative(load(log_weights + k * kLanes));
     if (loss.sum_views) {
-      for (std::int64_t c = 0; c < d; ++c) {
-        Vec sum = z[c];
-        for (std::int64_t v = 1; v < n_views; ++v) sum += z[v * d + c];
-        g[c] += l2 * sum;
+      // z of each view is not kept, only their sum is
+      for (std::int64_t v = 0; v < n_views; ++v) {
+        Vec role[most];
+        for (std::int64_t c = 0; c < d; ++c) role[c] = Vec{};
+        for (std::int64_t k = side.view_offsets[v]; k < side.view_offsets[v + 1]; ++k)
+          for (std::int64_t c = 0; c < d; ++c) role[c] += tile[k] * splat(side.centers[k * d + c]);
+        for (std::int64_t c = 0; c < d; ++c) {
+          z[v * d + c] = role[c];
+          g[c] += l2 * role[c];
+        }
       }
     } else {
+      load_transposed([&](std::int64_t r) { return batch.embeddings + (t + r) * loss.padded_dim; }, n_rows,
+                      loss.embedding_dim, z);
       for (std::int64_t c = 0; c < loss.embedding_dim; ++c) g[c] += l2 * z[c];
     }
-    const Vec a = share * splat(loss.proximity / static_cast<float>(n_views));
+    const Vec a = share * splat(loss.proximity / static_cast<float>(n_views)), twice_a = a + a;
     for (std::int64_t v = 0; v < n_views; ++v) {
       const std::int64_t k0 = side.view_offsets[v], k1 = side.view_offsets[v + 1];
       const Vec* gv = g + (loss.sum_views ? 0 : v * d);
-      Vec* h = z + v * d;  // h = g - 2 a z takes the place of z
-      for (std::int64_t c = 0; c < d; ++c) h[c] = gv[c] - (a + a) * h[c];
-      Vec entropy_scale{};
-      if (k1 - k0 > 1)
-        entropy_scale =
-            share * splat(loss.entropy / (static_cast<float>(n_views) * __builtin_logf(static_cast<float>(k1 - k0))));
+      const Vec entropy_scale = share * splat(loss.entropy * scales[v]);
+      Vec h[most];  // g - 2 a z
+      for (std::int64_t c = 0; c < d; ++c) h[c] = gv[c] - twice_a * z[v * d + c];
       Vec heaviest{}, q_heaviest{};
       for (std::int64_t k = k0; k < k1; ++k) {
-        const Vec log_w = tile[k], w = exp_negative(log_w);
+        const Vec w = tile[k];
         const float* center = side.centers + k * d;
         float* sums = scratch + k * (d + 1) * kLanes;
         Vec dot{};
@@ -361,10 +407,9 @@ void entity_backward(const TrainedSide& side, const BatchSide& batch, const Loss
           dot += h[c] * splat(center[c]);
           store(sums + c * kLanes, load(sums + c * kLanes) + w * h[c]);
         }
-        store(sums + d * kLanes, load(sums + d * kLanes) + (a + a) * w);
+        store(sums + d * kLanes, load(sums + d * kLanes) + twice_a * w);
         // the entropy's gradient at A_k is -scale w (ln w + H): as if ∂/∂w were -scale ln w
-        q[k] = dot + a * splat(side.center_norms[k]) - entropy_scale * log_w;
-        tile[k] = w;
+        q[k] = dot + a * splat(side.center_norms[k]) - entropy_scale * load(log_weights + k * kLanes);
         q_heaviest = w > heaviest ? q[k] : q_heaviest;
         heaviest = maximum(w, heaviest);
       }
@@ -382,7 +427,24 @@ void entity_backward(const TrainedSide& side, const BatchSide& batch, const Loss
       apply(side, update, batch.rows[t + r], rows + r * padded_clusters, grad_bias);
     }
   }
-  for (std::int64_t j = 0; j < s * (d + 1); ++j) center_sums[j] = sum_lanes(load(scratch + j * kLanes));
+  sum_all_lanes(scratch, s * (d + 1), center_sums);
+}
+
+void entity_backward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
+                     std::int64_t first, std::int64_t last, float* scratch, float* center_sums) {
+  if (!side.centers) return factor_backward(side, batch, loss, update, first, last);
+  switch (side.view_dim) {
+    case 2:
+      return entity_backward_of<2>(side, batch, loss, update, first, last, scratch, center_sums);
+    case 4:
+      return entity_backward_of<4>(side, batch, loss, update, first, last, scratch, center_sums);
+    case 8:
+      return entity_backward_of<8>(side, batch, loss, update, first, last, scratch, center_sums);
+    case 16:
+      return entity_backward_of<16>(side, batch, loss, update, first, last, scratch, center_sums);
+    default:
+      return entity_backward_of<0>(side, batch, loss, update, first, last, scratch, center_sums);
+  }
 }
 
 }  // namespace

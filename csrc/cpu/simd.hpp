@@ -17,7 +17,7 @@ constexpr std::int64_t kLanes = MFDMC_VECTOR_BYTES / 4;
 typedef float Vec __attribute__((vector_size(MFDMC_VECTOR_BYTES)));
 typedef std::int32_t IntVec __attribute__((vector_size(MFDMC_VECTOR_BYTES)));
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // x + 0 would be computed, as -0 + 0 is not -0
 
 inline Vec load(const float* p /* [kLanes], any alignment */) {
   Vec v;

@@ -40,7 +40,6 @@ class BatchIterator:
     whatever was iterated before, so a run can be continued at any epoch.
 
     Attributes:
-        order: [N] the ratings in (user, item) order.
         n_batches: batches of an epoch.
 
     Args:
@@ -65,15 +64,14 @@ class BatchIterator:
         self.device = device
         self.batch_size = batch_size or default_batch_size(len(dataset))
         self.n_batches = -(-len(dataset) // self.batch_size)
-        self.order = np.lexsort((dataset.item_idx, dataset.user_idx))  # stable: repeats keep their order
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Batches of one epoch; `number` and the seed fix their content and order."""
-        dealt = deal(len(self.order), self.n_batches, self.seed, number)
+        dealt = deal(len(self.dataset.order), self.n_batches, self.seed, number)
         starts = np.arange(len(dealt)) * self.n_batches
         for batch in range(self.n_batches):
             positions = starts + dealt[:, batch]
-            rows = self.order[positions[positions < len(self.order)]]
+            rows = self.dataset.order[positions[positions < len(self.dataset.order)]]
             yield Batch(
                 torch.from_numpy(self.dataset.user_idx[rows]).to(self.device),
                 torch.from_numpy(self.dataset.item_idx[rows]).to(self.device),

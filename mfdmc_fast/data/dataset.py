@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,12 @@ class RatingsDataset:
     def __len__(self) -> int:
         return len(self.ratings)
 
+    @cached_property
+    def order(self) -> npt.NDArray[np.int64]:
+        """[N] the ratings by (user, item), repeats in their own order; needs every id to be known."""
+        by_item = _stable_order(self.item_idx)
+        return by_item[_stable_order(self.user_idx[by_item])]
+
     @property
     def known(self) -> npt.NDArray[np.bool_]:
         """[N] True where both ids are in the vocabularies."""
@@ -78,3 +85,13 @@ class RatingsDataset:
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> RatingsDataset:
         """The given rows, with the same vocabularies."""
         return RatingsDataset(self.user_idx[rows], self.item_idx[rows], self.ratings[rows], self.users, self.items)
+
+
+def _stable_order(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Stable argsort of [N] numbers of 0 or more, 16 bits at a time, for which numpy has a radix sort."""
+    order = np.argsort(values.astype(np.uint16), kind="stable")
+    shift = 16
+    while len(values) and int(values.max()) >> shift:
+        order = order[np.argsort((values[order] >> shift).astype(np.uint16), kind="stable")]
+        shift += 16
+    return order

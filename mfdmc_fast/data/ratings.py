@@ -61,6 +61,7 @@ class Ratings:
         columns: further columns that were kept, such as a fold number; name -> array [N].
         source: path or description of the source, for messages.
         report: what reading the source dropped.
+        distinct: known to have no (user, item) pair twice, so that nobody needs to look again.
 
     Raises:
         DataError: an array has the wrong shape or dtype, lengths differ, or a rating is not finite.
@@ -73,6 +74,7 @@ class Ratings:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     source: str = "ratings"
     report: ReadReport = field(default_factory=ReadReport)
+    distinct: bool = False
 
     def __post_init__(self) -> None:
         arrays = {"users": self.users, "items": self.items, "ratings": self.ratings}
@@ -105,6 +107,8 @@ class Ratings:
             ratings=self.ratings[rows],
             timestamps=None if self.timestamps is None else self.timestamps[rows],
             columns={name: values[rows] for name, values in self.columns.items()},
+            # indices might name a row twice, unless they ascend
+            distinct=self.distinct and (rows.dtype == bool or bool((np.diff(rows) > 0).all())),
         )
 
     @property
@@ -130,19 +134,21 @@ def resolve_repeats(ratings: Ratings, on_repeat: OnRepeat, row_numbers: np.ndarr
     Raises:
         DataError: a pair occurs twice under "error"; names both rows.
     """
+    if ratings.distinct:
+        return ratings
     n_rows = len(ratings)
     users, items = (_codes(ids, ratings.source) for ids in (ratings.users, ratings.items))
     groups = _codes(users * np.int64(n_rows) + items, ratings.source)
     n_groups = int(groups.max()) + 1 if n_rows else 0
     if n_groups == n_rows:
-        return ratings
+        return replace(ratings, distinct=True)
     if on_repeat == "error":
         raise _repeat_error(ratings, groups, np.arange(1, n_rows + 1) if row_numbers is None else row_numbers)
     last = np.empty(n_groups, dtype=np.int64)
     last[groups] = np.arange(n_rows)  # of several assignments to one element, numpy keeps the last
     kept = np.sort(last)
     report = replace(ratings.report, repeated_pairs=ratings.report.repeated_pairs + n_rows - n_groups)
-    result = replace(ratings.take(kept), report=report)
+    result = replace(ratings.take(kept), report=report, distinct=True)
     if on_repeat == "mean":
         means = np.bincount(groups, weights=ratings.ratings) / np.bincount(groups)
         result = replace(result, ratings=means[groups[kept]])

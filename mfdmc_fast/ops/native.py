@@ -192,7 +192,6 @@ def adam_schedule(rates: Mapping[str, npt.NDArray[np.float64]], *, betas: tuple[
             return (np.zeros(len(step)) if rate is None else rate / bias_correction).astype(np.float32)
 
     return _module().Schedule(
-        optimizer="adam",
         logit_step=step_size(table),
         bias_step=step_size(rates.get("biases")),
         center_step=step_size(rates.get("centers")),
