@@ -3,14 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bindings.hpp"
 #include "cpu/fused_kernels.hpp"
 #include "cpu/score_pairs.hpp"
+#include "cpu/top_items.hpp"
 
 namespace py = pybind11;
 using mfdmc::bindings::Array;
@@ -92,6 +95,42 @@ void define_score_pairs(py::module_& module) {
              "Writes global_mean + biases + z_u . z_i of B (user, item) pairs into predictions [B].");
 }
 
+void top_items(const Array<float>& users /* [U, D] */, const Array<float>& items /* [M, D] */,
+               const std::optional<Array<float>>& item_bias /* [M] */,
+               const std::optional<Indices>& exclude_offsets /* [U + 1] */,
+               const std::optional<Indices>& exclude_items, int n_threads, Indices& found /* [U, n] */,
+               Array<float>& scores /* [U, n] */) {
+  if (users.ndim() != 2 || items.ndim() != 2 || found.ndim() != 2)
+    throw py::value_error("users, items and found must be matrices");
+  const std::int64_t n_users = users.shape(0), n_items = items.shape(0), dim = users.shape(1), n = found.shape(1);
+  check_shape("items", items, {n_items, dim});
+  check_shape("found", found, {n_users, n});
+  check_shape("scores", scores, {n_users, n});
+  if (item_bias) check_shape("item_bias", *item_bias, {n_items});
+  if (exclude_offsets.has_value() != exclude_items.has_value())
+    throw py::value_error("give both exclude_offsets and exclude_items, or neither");
+  const std::int64_t *offsets = nullptr, *excluded = nullptr;
+  if (exclude_offsets) {
+    check_shape("exclude_offsets", *exclude_offsets, {n_users + 1});
+    offsets = exclude_offsets->data();
+    excluded = exclude_items->data();
+    if (offsets[0] != 0 || offsets[n_users] != exclude_items->size() ||
+        !std::is_sorted(offsets, offsets + n_users + 1))
+      throw py::value_error("exclude_offsets must ascend from 0 to the number of excluded items");
+    for (py::ssize_t q = 0; q < exclude_items->size(); ++q)
+      if (excluded[q] < 0 || excluded[q] >= n_items)
+        throw std::out_of_range("exclude_items[" + std::to_string(q) + "] is " + std::to_string(excluded[q]) +
+                                ", outside [0, " + std::to_string(n_items) + ")");
+  }
+  if (n_threads < 1) throw py::value_error("n_threads must be at least 1");
+  std::int64_t* const out_items = found.mutable_data();
+  float* const out_scores = scores.mutable_data();
+  const float *z_users = users.data(), *z_items = items.data(), *bias = item_bias ? item_bias->data() : nullptr;
+  py::gil_scoped_release release;
+  mfdmc::top_items(z_users, n_users, z_items, n_items, dim, bias, offsets, excluded, n, n_threads, out_items,
+                   out_scores);
+}
+
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)
@@ -115,6 +154,10 @@ py::dict build_info() {
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of mfdmc_fast; called through mfdmc_fast.ops.native alone.";
   module.def("build_info", &build_info, "Compiler, OpenMP and instruction set that this module was built with.");
+  module.def("top_items", &top_items, py::arg("users").noconvert(), py::arg("items").noconvert(),
+             py::arg("item_bias").noconvert(), py::arg("exclude_offsets").noconvert(),
+             py::arg("exclude_items").noconvert(), py::arg("n_threads"), py::arg("found").noconvert(),
+             py::arg("scores").noconvert(), "Writes the n best items of each user and their scores.");
   define_score_pairs<float>(module);
   define_score_pairs<double>(module);
   mfdmc::bindings::define_training(module);

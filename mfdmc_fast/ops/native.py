@@ -111,6 +111,36 @@ def score_pairs(
     return predictions
 
 
+def top_items(
+    user_embeddings: Tensor,  # [U, D]
+    item_embeddings: Tensor,  # [M, D]
+    item_bias: Tensor | None,  # [M]
+    n: int,
+    *,
+    exclude_offsets: Tensor | None = None,  # [U + 1]
+    exclude_items: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # [U, min(n, M)], [U, min(n, M)]
+    """The n best items of each user, float32; see `mfdmc_fast.ops.functional.top_items` for the contract."""
+    width = min(n, len(item_embeddings))
+    found = torch.empty(len(user_embeddings), width, dtype=torch.int64)
+    scores = torch.empty(len(user_embeddings), width)
+
+    def optional(name: str, tensor: Tensor | None, dtype: torch.dtype) -> Any:
+        return None if tensor is None else _array(name, tensor.contiguous(), dtype)
+
+    _module().top_items(
+        _array("user_embeddings", user_embeddings.contiguous(), torch.float32),
+        _array("item_embeddings", item_embeddings.contiguous(), torch.float32),
+        optional("item_bias", item_bias, torch.float32),
+        optional("exclude_offsets", exclude_offsets, torch.int64),
+        optional("exclude_items", exclude_items, torch.int64),
+        torch.get_num_threads(),
+        found.numpy(),
+        scores.numpy(),
+    )
+    return found, scores
+
+
 @dataclass(frozen=True)
 class SideParameters:
     """The trainable tensors of one side of MFDMC or FunkMF.
