@@ -76,7 +76,9 @@ class MFDMCConfig(TrainingConfig):
     spread_margin: float = _option(0.77, "distance from which on two centers do not repel each other")
     weight_proximity: WeightSchedule = _option("0:0.0255:30", "loss weight: embeddings lie near their centers")
     weight_entropy: WeightSchedule = _option("0:0.094:30", "loss weight: assignments are sharp")
-    weight_l2: WeightSchedule = _option(0.13, "loss weight: squared length of embeddings")
+    weight_l2: WeightSchedule | None = _option(
+        None, "loss weight: squared length of embeddings; unset: 8 / mean ratings of a user or item"
+    )
     weight_bias_l2: WeightSchedule = _option(0.015, "loss weight: squared biases")
     prune: bool = _option(True, "remove poorly used clusters")
     prune_start: int = _option(40, "first epoch after which clusters are pruned")
@@ -98,8 +100,9 @@ class MFDMCConfig(TrainingConfig):
         for name in ("learning_rate", "learning_rate_centers", "learning_rate_biases"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _require(0 <= self.prune_threshold < 1, "prune_threshold", self.prune_threshold, "in [0, 1)")
-        for name in ("weight_spread", "weight_proximity", "weight_entropy", "weight_l2", "weight_bias_l2"):
+        for name in ("weight_spread", "weight_proximity", "weight_entropy", "weight_bias_l2"):
             weight_at(getattr(self, name), 1, name)
+        l2_at(self, 1)
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,9 @@ class FunkMFConfig(TrainingConfig):
     factor_scale: float = _option(0.024, "standard deviation of the initial factors")
     learning_rate: float = _option(0.0032, "Adam's step for factors")
     learning_rate_biases: float = _option(0.013, "Adam's step for biases")
-    weight_l2: WeightSchedule = _option(0.112, "loss weight: squared length of embeddings")
+    weight_l2: WeightSchedule | None = _option(
+        None, "loss weight: squared length of embeddings; unset: 6.9 / mean ratings of a user or item"
+    )
     weight_bias_l2: WeightSchedule = _option(0.0063, "loss weight: squared biases")
 
     def __post_init__(self) -> None:
@@ -124,8 +129,8 @@ class FunkMFConfig(TrainingConfig):
         _require(self.factor_scale >= 0, "factor_scale", self.factor_scale, "0 or more")
         for name in ("learning_rate", "learning_rate_biases"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
-        for name in ("weight_l2", "weight_bias_l2"):
-            weight_at(getattr(self, name), 1, name)
+        weight_at(self.weight_bias_l2, 1, "weight_bias_l2")
+        l2_at(self, 1)
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -161,6 +166,34 @@ def weight_at(schedule: WeightSchedule, epoch: int, name: str = "weight") -> flo
     start, end, epochs = numbers
     progress = 1.0 if epochs <= 1 else min(1.0, (epoch - 1) / (epochs - 1))
     return start + (end - start) * progress
+
+
+def with_l2(config: ConfigT, n_ratings: int, n_entities: int) -> ConfigT:
+    """The config with `weight_l2` filled in where it is unset.
+
+    The L2 terms are means over the batch's ratings: an entity with c ratings is pulled to 0 with c * weight_l2. A
+    Gaussian prior asks for the same pull whatever c is; with one weight for all entities, that is a weight that falls
+    as 1 / (mean ratings of an entity). The pull itself was chosen on a validation split of u1.base, where 80,000
+    ratings of 2,593 entities give the weights 0.13 (MFDMC) and 0.112 (FunkMF).
+
+    Args:
+        config: settings of either model.
+        n_ratings: training ratings.
+        n_entities: users and items together.
+    """
+    if not isinstance(config, MFDMCConfig | FunkMFConfig) or config.weight_l2 is not None:
+        return config
+    return dataclasses.replace(config, weight_l2=_L2_PULL[type(config)] * n_entities / (2 * n_ratings))
+
+
+def l2_at(config: MFDMCConfig | FunkMFConfig, epoch: int) -> float:
+    """`weight_l2` in an epoch; where it is unset and no ratings are known, its value on u1.base."""
+    if config.weight_l2 is None:
+        return _L2_PULL[type(config)] / 61.7  # 2 * 80,000 / 2,593 ratings of an entity
+    return weight_at(config.weight_l2, epoch, "weight_l2")
+
+
+_L2_PULL: dict[type[TrainingConfig], float] = {MFDMCConfig: 8.0, FunkMFConfig: 6.9}
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, weight_at
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, l2_at, weight_at
 from mfdmc_fast.ops import dispatch, functional, native
 from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights, SideTensors
 
@@ -140,7 +140,7 @@ class MFDMCModel(RatingModel):
             spread=weight_at(c.weight_spread, epoch),
             proximity=weight_at(c.weight_proximity, epoch),
             entropy=weight_at(c.weight_entropy, epoch),
-            l2=weight_at(c.weight_l2, epoch),
+            l2=l2_at(c, epoch),
             bias_l2=weight_at(c.weight_bias_l2, epoch),
         )
 
@@ -254,9 +254,7 @@ class FunkMFModel(RatingModel):
 
     def loss_weights(self, epoch: int) -> LossWeights:
         """Weights of the loss terms in an epoch (the first is 1)."""
-        return LossWeights(
-            l2=weight_at(self.config.weight_l2, epoch), bias_l2=weight_at(self.config.weight_bias_l2, epoch)
-        )
+        return LossWeights(l2=l2_at(self.config, epoch), bias_l2=weight_at(self.config.weight_bias_l2, epoch))
 
     def native_parameters(self, side: SideName) -> native.SideParameters:
         user, item = self._sides()

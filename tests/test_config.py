@@ -13,7 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, config_from_dict, weight_at
+from mfdmc_fast.config import (
+    FunkMFConfig,
+    MFDMCConfig,
+    TrainingConfig,
+    config_from_dict,
+    l2_at,
+    weight_at,
+    with_l2,
+)
 from mfdmc_fast.errors import ConfigError
 
 KINDS = [TrainingConfig, MFDMCConfig, FunkMFConfig]
@@ -59,7 +67,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "weight-negative": ("weight_spread", -0.1, "write a number of 0 or more, or start:end:epochs"),
     "weight-words": ("weight_entropy", "much", "write a number of 0 or more, or start:end:epochs"),
     "weight-bool": ("weight_l2", True, "must be a number"),
-    "weight-none": ("weight_l2", None, "must be a number or a text"),
+    "weight-none": ("weight_entropy", None, "must be a number or a text"),
     "weight-infinite": ("weight_bias_l2", math.inf, "must be finite"),
 }
 
@@ -215,3 +223,18 @@ def test_a_schedule_goes_straight_from_start_to_end(start: float, end: float, ep
     assert values[-3:] == pytest.approx([end] * 3)
     if epochs > 1:
         assert values[0] == start
+
+
+@pytest.mark.parametrize(
+    ("kind", "on_u1_base"), [(MFDMCConfig, 0.1297), (FunkMFConfig, 0.1118)], ids=["mfdmc", "funkmf"]
+)
+def test_an_unset_l2_weight_falls_with_the_ratings_of_an_entity(
+    kind: type[MFDMCConfig] | type[FunkMFConfig], on_u1_base: float
+) -> None:
+    assert with_l2(kind(), 80_000, 2_593).weight_l2 == pytest.approx(on_u1_base, abs=1e-4)
+    assert l2_at(kind(), 1) == pytest.approx(on_u1_base, abs=1e-4)
+    dense, sparse = with_l2(kind(), 20_000, 100), with_l2(kind(), 2_000, 100)
+    assert isinstance(dense.weight_l2, float)
+    assert sparse.weight_l2 == pytest.approx(10 * dense.weight_l2)
+    for fixed in (0.0, 0.3, "0:0.2:5"):
+        assert with_l2(kind(weight_l2=fixed), 20_000, 100).weight_l2 == fixed
