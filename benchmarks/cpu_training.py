@@ -40,6 +40,7 @@ from mfdmc_fast.model import MFDMCModel
 from mfdmc_fast.ops import reference
 from mfdmc_fast.ops.types import LossWeights
 from mfdmc_fast.optim import make_optimizer
+from mfdmc_fast.pruning import remove_clusters
 from mfdmc_fast.testing import data_folder
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -214,6 +215,43 @@ def check_against_oracle(dataset: RatingsDataset) -> None:
         raise SystemExit(f"the engine's loss {losses[0]} is not the reference's {losses[1]}")
 
 
+def pruning_speed(dataset: RatingsDataset, epochs: int) -> dict[str, float]:
+    """Seconds per epoch before and after half of the clusters of every view are removed."""
+    config = MFDMC(epochs=2 * epochs)._config()
+    model = MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean()))  # type: ignore[arg-type]
+    runner = make_epochs(model, BatchIterator(dataset, None, 0), "cpu")
+    medians = []
+    for first in (1, epochs + 1):
+        times = []
+        for epoch in range(first, first + epochs):
+            start = time.perf_counter()
+            runner.run(epoch, [])
+            times.append(time.perf_counter() - start)
+        medians.append(statistics.median(times))
+        for side in model.prunable_sides().values():
+            remove_clusters(side, [range(k // 2) for k in side.n_clusters], runner.optimizer)
+    return {"before_seconds": medians[0], "after_seconds": medians[1], "ratio": medians[1] / medians[0]}
+
+
+def ml_100k_beside_surprise(repeats: int) -> dict[str, Any]:
+    """Seconds of a default fit of MFDMC (60 epochs) and of Surprise's SVD (20 epochs) on u1.base, in turn."""
+    folder = data_folder()
+    if folder is None:
+        return {"skipped": "the rating datasets are not here"}
+    train = read_ratings(folder / "ml-100k" / "u1.base")
+    own, peer = [], []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        MFDMC().fit(train)
+        own.append(time.perf_counter() - start)
+        result = surprise_speed(train, 100, 20)
+        if "skipped" in result:
+            return result
+        peer.append(result["seconds"])
+    ratio = statistics.median(a / b for a, b in zip(own, peer, strict=True))
+    return {"mfdmc_seconds": spread(own), "surprise_seconds": spread(peer), "ratio": ratio}
+
+
 def curve(estimator: RatingEstimator, train: Ratings, test: Ratings) -> list[dict[str, float]]:
     """Wall seconds (validation included) and test RMSE after every epoch."""
     history = estimator.fit(train, validation=test).history_
@@ -276,6 +314,8 @@ def main() -> None:
     if not args.quick:
         details["libmf_k64"] = libmf(train, test, 64, threads, (10, 50), repeats)
         details["surprise"] = surprise_speed(train, 32, 5)
+        details["half_pruned"] = pruning_speed(dataset, 20)
+        details["ml_100k"] = ml_100k_beside_surprise(repeats)
         details["cornac_k32"] = cornac_speed(train, 32, threads, (2, 12))
         torch.set_num_threads(1)
         details["one_thread"] = fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, 20, repeats)
