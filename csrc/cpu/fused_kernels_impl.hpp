@@ -310,7 +310,19 @@ void segment_sums(const BatchSide& batch, const BatchSide& other, const LossSetu
 inline void adam_step(float* __restrict x, float* __restrict m, float* __restrict v, const float* __restrict g,
                       std::int64_t n, float size, float root, const AdamSchedule& adam) {
   const float rest1 = adam.rest1, beta2 = adam.beta2, rest2 = adam.rest2, epsilon = adam.epsilon;
-  for (std::int64_t j = 0; j < n; ++j) {
+  std::int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+    const Vec grad = load(g + j);
+    Vec first = load(m + j), second = load(v + j);
+    first += splat(rest1) * (grad - first);
+    second = splat(beta2) * second + splat(rest2) * grad * grad;
+    store(m + j, first);
+    store(v + j, second);
+    // the smallest normal number in the place of 0: its root is 1e-19, which epsilon swallows as it does 0
+    const Vec deviation = second * inverse_sqrt(maximum(second, splat(1.17549435e-38f)));
+    store(x + j, load(x + j) - splat(size) * first * inverse(deviation * splat(root) + splat(epsilon)));
+  }
+  for (; j < n; ++j) {
     m[j] += rest1 * (g[j] - m[j]);
     v[j] = beta2 * v[j] + rest2 * g[j] * g[j];
     x[j] -= size * m[j] / (__builtin_sqrtf(v[j]) * root + epsilon);
