@@ -4,9 +4,7 @@
 #include <cmath>
 #include <utility>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "cpu/threads.hpp"
 
 namespace mfdmc {
 namespace {
@@ -31,14 +29,6 @@ Range rows_of(const BatchSide& side, std::int64_t n_ratings, std::int64_t c) {
   };
   return {c == 0 ? 0 : row_at(n_ratings * c / kChunks),
           c + 1 == kChunks ? side.n_rows : row_at(n_ratings * (c + 1) / kChunks)};
-}
-
-int thread_id() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
 }
 
 // Grows only: memory is not given back between batches, whose sizes hardly differ.

@@ -4,22 +4,11 @@
 #include <vector>
 
 #include "cpu/distinct_rows.hpp"
+#include "cpu/threads.hpp"
 #include "mfdmc/embedding.hpp"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 namespace mfdmc {
 namespace {
-
-int thread_id() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 // The embeddings of the given entities: [rows.size(), embedding_dim].
 template <typename T>

@@ -45,8 +45,8 @@ _DATA_OPTIONS: dict[str, tuple[Any, str]] = {
     "timestamp_column": (Optional[str], "name or 0-based position of the column of timestamps"),
     "delimiter": (Optional[str], "field separator of text files; unset: detected"),
     "header": (Optional[bool], "text files start with column names; unset: detected"),
-    "on_bad_row": (Optional[Literal["error", "skip"]], "rows that cannot be used: stop, or skip and count [error]"),
-    "on_repeat": (Optional[Literal["last", "mean", "error"]], "a user rates an item twice: keep which [last]"),
+    "on_bad_row": (Optional[Literal["error", "skip"]], "rows that cannot be used: stop (unset), or skip and count"),
+    "on_repeat": (Optional[Literal["last", "mean", "error"]], "a user rates an item twice: keep which; unset: last"),
     "rating_scale": (Optional[str], "lowest:highest possible rating; others are bad rows, predictions are clipped"),
 }
 
