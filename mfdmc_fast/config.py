@@ -109,7 +109,8 @@ class MFDMCConfig(TrainingConfig):
 class FunkMFConfig(TrainingConfig):
     """Settings of FunkMF: rating = global mean + biases + dot product of free factors, squared error with L2.
 
-    Defaults were chosen with the same budget and on the same split as those of MFDMC.
+    Defaults were chosen by the same search on the same split as those of MFDMC; benchmarks/README.md counts the
+    trials.
     """
 
     epochs: int = _option(40, "passes over the training ratings")

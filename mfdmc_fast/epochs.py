@@ -173,8 +173,8 @@ class _NativeAdam:
 def _threads_for(model: RatingModel) -> Iterator[None]:
     """One torch thread for models whose steps are too short to share out; restores the setting of the process.
 
-    On tables of MovieLens size, the reference is up to twice as fast on one thread as on two: its many short operations
-    each wait for all threads, and far longer when another process keeps a core busy.
+    On tables of MovieLens size, each of the reference's many short operations would wait for all threads, and far
+    longer when another process keeps a core busy.
     """
     threads = torch.get_num_threads()
     if sum(p.numel() for p in model.parameters()) < _PARAMETERS_WORTH_THREADS:

@@ -26,7 +26,6 @@ class Dealer {
   void start_epoch(std::uint64_t epoch, int n_threads);
   // Batch b of the epoch that was started, grouped on both sides.
   void make_batch(std::int64_t b, int n_threads, GroupedBatch& out);
-  std::int64_t n_batches() const { return n_batches_; }
 
  private:
   RatingStore store_;

@@ -11,7 +11,7 @@ namespace {
 // could end up in code for every processor.
 inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-constexpr std::int32_t kNoMomentum = 400;       // 0.9^400 is below the smallest float: such steps move nothing
+constexpr std::int32_t kNoMomentum = 400;  // 0.9^400 is 5e-19: what is left of the momentum moves no float
 
 // A matrix of tile-many rows, row-major with any stride, to column-major [columns][kLanes]; missing rows repeat the last.
 // Whole blocks have loops of fixed length, which the compiler unrolls instead of calling memset and memcpy.

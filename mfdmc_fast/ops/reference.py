@@ -28,7 +28,7 @@ def log_assignment_weights(assignment_logits: Tensor, n_clusters: tuple[int, ...
     Returns:
         [S, n], same dtype; finite also where a weight underflows to 0.
     """
-    # cluster-major, because torch's softmax over a leading dimension is ten times as fast as over a short last one
+    # cluster-major, because torch's softmax vectorizes over what follows its dimension, not over a short last one
     by_cluster = assignment_logits.T.contiguous()
     return torch.cat([torch.log_softmax(logits, dim=0) for logits in by_cluster.split(n_clusters)])
 
