@@ -140,11 +140,6 @@ py::dict build_info() {
 #else
   info["compiler"] = "unknown";
 #endif
-#if defined(_OPENMP)
-  info["openmp"] = true;
-#else
-  info["openmp"] = false;
-#endif
   info["simd"] = mfdmc::choose_kernels(nullptr)->name;
   return info;
 }
@@ -153,7 +148,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "CPU kernels of mfdmc_fast; called through mfdmc_fast.ops.native alone.";
-  module.def("build_info", &build_info, "Compiler, OpenMP and instruction set that this module was built with.");
+  module.def("build_info", &build_info, "Compiler and instruction set that this module was built with.");
   module.def("top_items", &top_items, py::arg("users").noconvert(), py::arg("items").noconvert(),
              py::arg("item_bias").noconvert(), py::arg("exclude_offsets").noconvert(),
              py::arg("exclude_items").noconvert(), py::arg("n_threads"), py::arg("found").noconvert(),

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -85,7 +86,7 @@ class SideState {
     return out;
   }
 
-  TrainedCenters centers() { return {data_of(centers_), data_of(centers_m_), data_of(centers_v_), nullptr}; }
+  TrainedCenters centers() { return {data_of(centers_), data_of(centers_m_), data_of(centers_v_), nullptr, nullptr}; }
 
   std::int64_t embedding_dim(bool sum_views) const {
     if (!centers_) return table_.shape(1);
@@ -157,7 +158,7 @@ struct Schedule {
       check_shape("schedule", *array, {logit_step.size()});
   }
 
-  AdamSchedule adam() const {
+  StepSchedule arrays() const {
     return {logit_step.data(),
             bias_step.data(),
             inverse_root.data(),
@@ -170,7 +171,7 @@ struct Schedule {
 
   void apply_to(StepSetup& setup, std::int64_t step) const {
     setup.update.optimizer = Optimizer::adam;
-    setup.update.adam = adam();
+    setup.update.schedule = arrays();
     setup.update.step = static_cast<std::int32_t>(step);
     setup.center_step = center_step.data();
   }
@@ -184,7 +185,8 @@ class PyTrainer {
       : user_offsets_(std::move(user_offsets)),
         items_(std::move(items)),
         ratings_(std::move(ratings)),
-        kernels_(kernels_named(kernels)) {
+        kernels_(kernels_named(kernels)),
+        n_threads_(n_threads) {
     const py::ssize_t n = items_.size();
     check_shape("user_offsets", user_offsets_, {user_offsets_.size()});
     check_shape("items", items_, {n});
@@ -199,15 +201,15 @@ class PyTrainer {
                                 ", outside [0, " + std::to_string(n_items) + ")");
     if (n < 1 || n_batches < 1 || n_batches > 65536 || n_threads < 1)
       throw py::value_error("there must be ratings, 1 to 65,536 batches and at least one thread");
+    if (n / n_batches >= std::numeric_limits<std::int32_t>::max()) throw py::value_error("batches are too large");
     n_batches_ = n_batches;
     n_users_ = n_users;
     n_items_ = n_items;
     trainer_ = std::make_unique<Trainer>(RatingStore{offsets, items_.data(), ratings_.data(), n_users, n_items},
-                                         n_batches, seed, kernels_, n_threads);
+                                         n_batches, seed, kernels_);
   }
 
   void start_epoch(std::uint64_t epoch) {
-    py::gil_scoped_release release;
     trainer_->start_epoch(epoch);
     started_ = true;
   }
@@ -233,10 +235,11 @@ class PyTrainer {
     bool finite = true;
     {
       py::gil_scoped_release release;
+      Team& team = Team::mine(n_threads_);
       for (; b < last && finite; ++b) {
         schedule.apply_to(setup, step + b - first);
         std::int64_t n = 0;
-        const LossValues loss = trainer_->step(b, user_side, user_centers, item_side, item_centers, setup, &n);
+        const LossValues loss = trainer_->step(b, user_side, user_centers, item_side, item_centers, setup, team, &n);
         const double values[7] = {loss.total,   loss.mse, loss.spread, loss.proximity,
                                   loss.entropy, loss.l2,  loss.bias_l2};
         for (int t = 0; t < 7; ++t) sums[t] += values[t] * static_cast<double>(n);
@@ -251,6 +254,7 @@ class PyTrainer {
   Rows items_;
   Floats ratings_;
   const Kernels& kernels_;
+  int n_threads_;
   std::int64_t n_batches_ = 0, n_users_ = 0, n_items_ = 0;
   bool started_ = false;
   std::unique_ptr<Trainer> trainer_;
@@ -261,14 +265,14 @@ void catch_up(SideState& side, const Schedule& schedule, std::int64_t until, int
   side.require_state();
   if (until > schedule.logit_step.size()) throw py::value_error("the schedule ends before these steps");
   const TrainedSide trained = side.side();
-  const AdamSchedule adam = schedule.adam();
+  const StepSchedule arrays = schedule.arrays();
   const Kernels& kernels = kernels_named(std::nullopt);
   py::gil_scoped_release release;
   constexpr std::int64_t block = 256;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(n_threads)
-  for (std::int64_t first = 0; first < trained.n_entities; first += block)
-    kernels.catch_up(trained, adam, static_cast<std::int32_t>(until), first,
-                     std::min(trained.n_entities, first + block));
+  Team::mine(n_threads).run((trained.n_entities + block - 1) / block, [&](std::int64_t index, int) {
+    kernels.catch_up(trained, arrays, static_cast<std::int32_t>(until), index * block,
+                     std::min(trained.n_entities, (index + 1) * block));
+  });
 }
 
 // The loss terms of a batch in any order; writes gradients of `total` into zeroed tables.
@@ -315,8 +319,11 @@ std::vector<double> batch_loss(SideState& user, SideState& item, const Indices& 
   const float* values = ratings.data();
   py::gil_scoped_release release;
   GroupedBatch batch;
-  group_pairs(users, items, values, n, batch);
-  const LossValues loss = BatchStep(kernels, n_threads).run(batch, sides[0], centers[0], sides[1], centers[1], setup);
+  std::vector<float> values_by_user;
+  group_pairs(users, items, values, n, values_by_user, batch);
+  const int worth = n < 2048 ? 1 : n_threads;  // a batch too small to share out is faster on one thread
+  const LossValues loss = BatchStep(kernels).run(batch, sides[0], centers[0], sides[1], centers[1], setup,
+                                                 Team::mine(worth), nullptr);
   return {loss.total, loss.mse, loss.spread, loss.proximity, loss.entropy, loss.l2, loss.bias_l2};
 }
 

@@ -4,25 +4,30 @@
 #include <cmath>
 #include <utility>
 
-#include "cpu/threads.hpp"
-
 namespace mfdmc {
 namespace {
 
-// Pieces of a pass over the rows of one side. Part of the definition of every sum: more or fewer would round otherwise.
+// Pieces of a pass over the rows of one side, at most. Which piece a row is in depends on the batch alone: it is part of
+// the definition of every sum, and more or fewer pieces would round otherwise.
 constexpr std::int64_t kChunks = 32;
+
+// Pieces of a pass: every one brings overhead that only several tiles are worth.
+std::int64_t chunks_for(std::int64_t n_rows, std::int64_t lanes) {
+  return std::clamp<std::int64_t>(n_rows / (4 * lanes), 1, kChunks);
+}
 
 struct Range {
   std::int64_t first, last;
 };
 
-// Chunk c of n things, cut at multiples of `unit`.
-Range chunk_of(std::int64_t n, std::int64_t unit, std::int64_t c) {
-  const std::int64_t units = (n + unit - 1) / unit;
-  return {std::min(n, units * c / kChunks * unit), std::min(n, units * (c + 1) / kChunks * unit)};
+// Chunk c of the rows of a side, cut at whole tiles.
+Range tiles_of(const BatchSide& side, std::int64_t lanes, std::int64_t n_chunks, std::int64_t c) {
+  const std::int64_t tiles = (side.n_rows + lanes - 1) / lanes;
+  return {std::min(side.n_rows, tiles * c / n_chunks * lanes),
+          std::min(side.n_rows, tiles * (c + 1) / n_chunks * lanes)};
 }
 
-// Chunk c of the rows of a side such that chunks hold about equally many ratings.
+// Chunk c of kChunks of the rows of a side such that chunks hold about equally many ratings.
 Range rows_of(const BatchSide& side, std::int64_t n_ratings, std::int64_t c) {
   const auto row_at = [&](std::int64_t rating) {
     return std::lower_bound(side.offsets, side.offsets + side.n_rows, rating) - side.offsets;
@@ -69,7 +74,7 @@ double spread_and_gradient(const TrainedSide& side, double margin, double weight
 }  // namespace
 
 BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideGroups& groups, const TrainedSide& side,
-                                       const LossSetup& loss, std::int64_t lanes) {
+                                       const LossSetup& loss, std::int64_t lanes, std::int64_t n_chunks) {
   BatchSide out{};
   out.n_rows = static_cast<std::int64_t>(groups.rows.size());
   out.rows = groups.rows.data();
@@ -83,14 +88,15 @@ BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideGroups& groups, c
   out.grad_bias = at_least(grad_bias, out.n_rows);
   if (side.centers) {
     out.log_weights = at_least(log_weights, tiles * side.total_clusters * lanes);
-    at_least(center_sums, kChunks * side.total_clusters * (side.view_dim + 1));
+    at_least(center_sums, n_chunks * side.total_clusters * (side.view_dim + 1));
   }
   return out;
 }
 
 LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const TrainedCenters& user_centers,
-                          TrainedSide item, const TrainedCenters& item_centers, const StepSetup& setup) {
-  const std::int64_t n = batch.size(), lanes = kernels_.lanes;
+                          TrainedSide item, const TrainedCenters& item_centers, const StepSetup& setup, Team& team,
+                          Grouping* next) {
+  const std::int64_t n = batch.n_ratings, lanes = kernels_.lanes;
   for (auto [side, buffers] : {std::pair{&user, &user_}, std::pair{&item, &item_}}) {
     if (!side->centers) continue;
     float* norms = at_least(buffers->center_norms, side->total_clusters);
@@ -101,34 +107,42 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     }
     side->center_norms = norms;
   }
-  const BatchSide sides[2] = {user_.view(batch.user, user, setup.loss, lanes),
-                              item_.view(batch.item, item, setup.loss, lanes)};
-  const TrainedSide trained[2] = {user, item};
+  // items first: the most popular of them make the longest tasks
+  const TrainedSide trained[2] = {item, user};
+  SideBuffers* const buffers[2] = {&item_, &user_};
+  const GroupedBatch::SideGroups* const groups[2] = {&batch.item, &batch.user};
+  BatchSide sides[2];
   UpdateSetup updates[2] = {setup.update, setup.update};
-  updates[0].gradients = setup.user_gradients;
-  updates[1].gradients = setup.item_gradients;
-  SideBuffers* const buffers[2] = {&user_, &item_};
+  updates[0].gradients = setup.item_gradients;
+  updates[1].gradients = setup.user_gradients;
+  std::int64_t n_chunks[2], per_chunk[2], per_thread = 0;
+  for (int s = 0; s < 2; ++s) {
+    n_chunks[s] = chunks_for(static_cast<std::int64_t>(groups[s]->rows.size()), lanes);
+    sides[s] = buffers[s]->view(*groups[s], trained[s], setup.loss, lanes, n_chunks[s]);
+    per_chunk[s] = trained[s].centers ? trained[s].total_clusters * (trained[s].view_dim + 1) : 0;
+    if (trained[s].centers) per_thread = std::max(per_thread, backward_scratch(trained[s], lanes));
+  }
+  const std::int64_t n_tasks = n_chunks[0] + n_chunks[1];
   float* const errors = at_least(errors_, n);
   double terms[2 * kChunks][4] = {}, squares[kChunks] = {};
 
-  // a batch too small to share out is faster on one thread
-  const int threads = n < 2048 ? 1 : n_threads_;
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t task = 0; task < 2 * kChunks; ++task) {
-      const std::int64_t s = task / kChunks;
-      const Range r = chunk_of(sides[s].n_rows, lanes, task % kChunks);
-      kernels_.entity_forward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, terms[task]);
-    }
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t c = 0; c < kChunks; ++c) {
-      const Range r = chunk_of(n, lanes, c);
-      squares[c] = kernels_.rating_errors(sides[0], sides[1], setup.loss, batch.user.position.data(),
-                                          batch.item.position.data(), batch.ratings.data(), setup.global_mean, r.first,
-                                          r.last, errors);
-    }
-  }
+  // Each pass is one round of tasks. The grouping of the next batch comes first: its tasks are the longest.
+  const std::int64_t pieces = next ? next->pieces() : 0;
+  team.run(pieces + n_tasks, [&](std::int64_t task, int) {
+    if (task < pieces) return next->count(static_cast<int>(task));
+    task -= pieces;
+    const int s = task >= n_chunks[0];
+    const Range r = tiles_of(sides[s], lanes, n_chunks[s], task - s * n_chunks[0]);
+    kernels_.entity_forward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, terms[task]);
+  });
+  const std::int64_t n_places = next ? 1 : 0;
+  team.run(n_places + kChunks, [&](std::int64_t task, int) {
+    if (task < n_places) return next->place();
+    const std::int64_t c = task - n_places;
+    const Range r = rows_of(sides[1], n, c);
+    squares[c] = kernels_.rating_pass(sides[1], sides[0], setup.loss, batch.ratings, setup.global_mean, r.first, r.last,
+                                      errors);
+  });
 
   LossValues out{};
   for (double square : squares) out.mse += square / static_cast<double>(n);
@@ -139,7 +153,7 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     out.bias_l2 += part[3];
   }
   std::vector<double> center_grads[2];  // [S, d]
-  for (std::int64_t s = 0; s < 2; ++s) {
+  for (int s = 0; s < 2; ++s) {
     if (!trained[s].centers) continue;
     center_grads[s].assign(trained[s].total_clusters * trained[s].view_dim, 0.0);
     out.spread += spread_and_gradient(trained[s], setup.spread_margin, setup.loss.spread, center_grads[s].data());
@@ -149,64 +163,61 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   // as the reference, which sums in float; the parameters stay as they are, for a diagnosis
   if (setup.update.optimizer != Optimizer::none && !std::isfinite(static_cast<float>(out.total))) return out;
 
-  const std::int64_t per_chunk[2] = {user.centers ? user.total_clusters * (user.view_dim + 1) : 0,
-                                     item.centers ? item.total_clusters * (item.view_dim + 1) : 0};
-  const std::int64_t per_thread = std::max(per_chunk[0], per_chunk[1]) * lanes;
-  float* const scratch = at_least(scratch_, threads * per_thread);
-#pragma omp parallel num_threads(threads)
-  {
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t task = 0; task < 2 * kChunks; ++task) {
-      const std::int64_t s = task / kChunks;
-      const Range r = rows_of(sides[s], n, task % kChunks);
-      kernels_.segment_sums(sides[s], sides[1 - s], setup.loss, errors, r.first, r.last);
-    }
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t task = 0; task < 2 * kChunks; ++task) {
-      const std::int64_t s = task / kChunks, c = task % kChunks;
-      const Range r = chunk_of(sides[s].n_rows, lanes, c);
-      kernels_.entity_backward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last,
-                               scratch + thread_id() * per_thread,
-                               buffers[s]->center_sums.data() + c * per_chunk[s]);
-    }
-  }
+  float* const scratch = at_least(scratch_, team.size() * per_thread);
+  team.run(pieces + n_tasks, [&](std::int64_t task, int member) {
+    if (task < pieces) return next->fill(static_cast<int>(task));
+    task -= pieces;
+    const int s = task >= n_chunks[0];
+    const std::int64_t c = task - s * n_chunks[0];
+    const Range r = tiles_of(sides[s], lanes, n_chunks[s], c);
+    kernels_.entity_backward(trained[s], sides[s], sides[1 - s], setup.loss, updates[s], errors, r.first, r.last,
+                             scratch + member * per_thread, buffers[s]->center_sums.data() + c * per_chunk[s]);
+  });
 
   if (user.centers) {
-    step_centers(user, user_centers, user_, setup, center_grads[0]);
-    step_centers(item, item_centers, item_, setup, center_grads[1]);
+    step_centers(item, item_centers, item_, n_chunks[0], setup, center_grads[0]);
+    step_centers(user, user_centers, user_, n_chunks[1], setup, center_grads[1]);
   }
   return out;
 }
 
 void BatchStep::step_centers(const TrainedSide& side, const TrainedCenters& centers, const SideBuffers& buffers,
-                             const StepSetup& setup, std::vector<double>& grad) {
+                             std::int64_t n_chunks, const StepSetup& setup, std::vector<double>& grad) {
   const std::int64_t s = side.total_clusters, d = side.view_dim;
-  for (std::int64_t k = 0; k < s; ++k) {
-    double by_center = 0;  // sum of 2 a w
-    for (std::int64_t c = 0; c <= d; ++c) {
-      double sum = 0;
-      for (std::int64_t chunk = 0; chunk < kChunks; ++chunk)
-        sum += buffers.center_sums[(chunk * s + k) * (d + 1) + c];
-      if (c < d)
-        grad[k * d + c] += sum;
-      else
-        by_center = sum;
-    }
-    for (std::int64_t c = 0; c < d; ++c) grad[k * d + c] += by_center * centers.centers[k * d + c];
+  std::vector<double> sums(s * (d + 1), 0.0);  // [S, d + 1]: of w h, and of 2 a w
+  for (std::int64_t chunk = 0; chunk < n_chunks; ++chunk) {
+    const float* const part = buffers.center_sums.data() + chunk * s * (d + 1);
+    for (std::int64_t j = 0; j < s * (d + 1); ++j) sums[j] += part[j];
   }
-  if (setup.update.optimizer == Optimizer::none) {
-    for (std::int64_t j = 0; j < s * d; ++j) centers.grad[j] = static_cast<float>(grad[j]);
-    return;
-  }
+  for (std::int64_t k = 0; k < s; ++k)
+    for (std::int64_t c = 0; c < d; ++c)
+      grad[k * d + c] += sums[k * (d + 1) + c] + sums[k * (d + 1) + d] * centers.centers[k * d + c];
   // centers are few: they make every step
-  const AdamSchedule& adam = setup.update.adam;
+  const StepSchedule& schedule = setup.update.schedule;
   const std::int32_t step = setup.update.step;
-  for (std::int64_t j = 0; j < s * d; ++j) {
-    const float g = static_cast<float>(grad[j]);
-    centers.m[j] += adam.rest1 * (g - centers.m[j]);
-    centers.v[j] = adam.beta2 * centers.v[j] + adam.rest2 * g * g;
-    centers.centers[j] -= setup.center_step[step] * centers.m[j] /
-                          (std::sqrt(centers.v[j]) * adam.inverse_root[step] + adam.epsilon);
+  switch (setup.update.optimizer) {
+    case Optimizer::none:
+      for (std::int64_t j = 0; j < s * d; ++j) centers.grad[j] = static_cast<float>(grad[j]);
+      return;
+    case Optimizer::adam:
+      for (std::int64_t j = 0; j < s * d; ++j) {
+        const float g = static_cast<float>(grad[j]);
+        centers.m[j] += schedule.rest1 * (g - centers.m[j]);
+        centers.v[j] = schedule.beta2 * centers.v[j] + schedule.rest2 * g * g;
+        centers.centers[j] -= setup.center_step[step] * centers.m[j] /
+                              (std::sqrt(centers.v[j]) * schedule.inverse_root[step] + schedule.epsilon);
+      }
+      return;
+    case Optimizer::adagrad:
+      for (std::int64_t k = 0; k < s; ++k) {
+        double square = 0;
+        for (std::int64_t c = 0; c < d; ++c) square += grad[k * d + c] * grad[k * d + c];
+        centers.row_sum[k] += static_cast<float>(square / static_cast<double>(d));
+        const double factor = setup.center_step[step] / (std::sqrt(centers.row_sum[k]) + schedule.epsilon);
+        for (std::int64_t c = 0; c < d; ++c)
+          centers.centers[k * d + c] -= static_cast<float>(factor * grad[k * d + c]);
+      }
+      return;
   }
 }
 

@@ -18,152 +18,172 @@ std::uint64_t mix(std::uint64_t x) {
 
 }  // namespace
 
-Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed)
-    : store_(store), n_batches_(n_batches), n_runs_((store.size() + n_batches - 1) / n_batches), seed_(seed) {}
-
-void Dealer::start_epoch(std::uint64_t epoch, int n_threads) {
-  const std::int64_t n = store_.size();
-  users_.resize(n_runs_ * n_batches_);
-  items_.resize(n_runs_ * n_batches_);
-  ratings_.resize(n_runs_ * n_batches_);
-  sizes_.assign(n_batches_, n_runs_);
-  const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch);
-  constexpr std::int64_t block = 1024;  // runs
-#pragma omp parallel num_threads(n_threads)
-  {
-    std::vector<std::int32_t> permutation(n_batches_), user_of(n_batches_);
-#pragma omp for schedule(static)
-    for (std::int64_t first = 0; first < n_runs_; first += block) {
-      std::int64_t user =
-          std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, first * n_batches_) -
-          store_.user_offsets - 1;
-      for (std::int64_t run = first; run < std::min(n_runs_, first + block); ++run) {
-        const std::int64_t start = run * n_batches_;
-        for (std::int64_t k = 0; k < n_batches_; ++k) {
-          const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
-          const std::int64_t j = static_cast<std::int64_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
-          permutation[k] = permutation[j];
-          permutation[j] = static_cast<std::int32_t>(k);
-          while (start + k < n && start + k >= store_.user_offsets[user + 1]) ++user;
-          user_of[k] = static_cast<std::int32_t>(user);
-        }
-        for (std::int64_t b = 0; b < n_batches_; ++b) {
-          const std::int64_t rating = start + permutation[b], to = b * n_runs_ + run;
-          if (rating >= n) {  // only in the last run
-            sizes_[b] = n_runs_ - 1;
-            continue;
-          }
-          users_[to] = user_of[permutation[b]];
-          items_[to] = store_.items[rating];
-          ratings_[to] = store_.ratings[rating];
-        }
-      }
-    }
+void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const float* ratings, std::int64_t n,
+                     std::int64_t n_users, std::int64_t n_items, int n_pieces, GroupedBatch& out) {
+  users_ = users;
+  items_ = items;
+  n_ = n;
+  n_items_ = n_items;
+  n_pieces_ = n < 4096 ? 1 : n_pieces;
+  out_ = &out;
+  counts_.resize(n_pieces_ * n_items);
+  row_of_item_.resize(n_items);
+  starts_.assign(n_pieces_ + 1, 0);
+  out.ratings = ratings;
+  out.n_ratings = n;
+  out.user.order.clear();
+  out.user.others.resize(n);
+  out.item.order.resize(n);
+  out.item.others.resize(n);
+  // here and not when they are filled, as a task of a team must not throw
+  for (auto [side, n_rows] : {std::pair{&out.user, n_users}, std::pair{&out.item, n_items}}) {
+    side->rows.reserve(std::min(n, n_rows));
+    side->offsets.reserve(std::min(n, n_rows) + 1);
   }
 }
 
-void Dealer::make_batch(std::int64_t b, int n_threads, GroupedBatch& out) {
-  const std::int64_t n = sizes_[b];
-  const std::int32_t* const users = users_.data() + b * n_runs_;  // [n]
-  const std::int32_t* const items = items_.data() + b * n_runs_;  // [n]
-  out.ratings.assign(ratings_.data() + b * n_runs_, ratings_.data() + b * n_runs_ + n);
-  if (n < 4096) n_threads = 1;
-  // a stable counting sort by item and a scan for distinct users, each thread on a piece of its own; the result does
-  // not depend on how many pieces there are
-  item_counts_.assign(static_cast<std::size_t>(n_threads) * store_.n_items, 0);
-  starts_.assign(n_threads + 1, 0);
-  out.user.position.resize(n);
-  out.user.order.clear();
-  out.item.position.resize(n);
-  out.item.order.resize(n);
-  out.item.rows.clear();
-  out.item.offsets.clear();
-  std::vector<std::int32_t>& row_of_item = out.item.others;  // scratch until the end
-  row_of_item.resize(store_.n_items);
-
-#pragma omp parallel num_threads(n_threads)
-  {
-#pragma omp for schedule(static, 1)
-    for (int piece = 0; piece < n_threads; ++piece) {
-      std::int64_t* counts = item_counts_.data() + piece * store_.n_items;
-      std::int64_t distinct = 0;
-      for (std::int64_t q = n * piece / n_threads; q < n * (piece + 1) / n_threads; ++q) {
-        distinct += q == 0 || users[q] != users[q - 1];
-        ++counts[items[q]];
-      }
-      starts_[piece + 1] = distinct;
-    }
-#pragma omp single
-    {
-      std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
-      out.user.rows.resize(starts_.back());
-      out.user.offsets.resize(starts_.back() + 1);
-      out.user.offsets.back() = n;
-      std::int64_t total = 0;
-      for (std::int64_t i = 0; i < store_.n_items; ++i) {
-        const std::int64_t before_item = total;
-        for (int t = 0; t < n_threads; ++t) {
-          std::int64_t& count = item_counts_[t * store_.n_items + i];
-          const std::int64_t c = count;
-          count = total;
-          total += c;
-        }
-        if (total == before_item) continue;
-        row_of_item[i] = static_cast<std::int32_t>(out.item.rows.size());
-        out.item.rows.push_back(i);
-        out.item.offsets.push_back(before_item);
-      }
-      out.item.offsets.push_back(n);
-    }
-#pragma omp for schedule(static, 1)
-    for (int piece = 0; piece < n_threads; ++piece) {
-      std::int64_t* next = item_counts_.data() + piece * store_.n_items;
-      std::int64_t row = starts_[piece] - 1;
-      for (std::int64_t q = n * piece / n_threads; q < n * (piece + 1) / n_threads; ++q) {
-        if (q == 0 || users[q] != users[q - 1]) {
-          ++row;
-          out.user.rows[row] = users[q];
-          out.user.offsets[row] = q;
-        }
-        out.user.position[q] = static_cast<std::int32_t>(row);
-        out.item.position[q] = row_of_item[items[q]];
-        out.item.order[next[items[q]]++] = static_cast<std::int32_t>(q);
-      }
-    }
+void Grouping::count(int piece) {
+  std::int32_t* const counts = counts_.data() + piece * n_items_;
+  std::fill(counts, counts + n_items_, 0);
+  std::int64_t distinct = 0;
+  for (std::int64_t q = first_of(piece); q < first_of(piece + 1); ++q) {
+    distinct += q == 0 || users_[q] != users_[q - 1];
+    ++counts[items_[q]];
   }
-  out.user.others = out.item.position;
-  out.item.others.resize(n);
-#pragma omp parallel for schedule(static) num_threads(n_threads)
-  for (std::int64_t q = 0; q < n; ++q) out.item.others[q] = out.user.position[out.item.order[q]];
+  starts_[piece + 1] = distinct;
+}
+
+void Grouping::place() {
+  std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
+  out_->user.rows.resize(starts_.back());
+  out_->user.offsets.resize(starts_.back() + 1);
+  out_->user.offsets.back() = n_;
+  out_->item.rows.clear();
+  out_->item.offsets.clear();
+  std::int32_t total = 0;
+  for (std::int64_t i = 0; i < n_items_; ++i) {
+    const std::int32_t before_item = total;
+    for (int piece = 0; piece < n_pieces_; ++piece) {
+      std::int32_t& count = counts_[piece * n_items_ + i];
+      const std::int32_t place = total;
+      total += count;
+      count = place;
+    }
+    if (total == before_item) continue;
+    row_of_item_[i] = static_cast<std::int32_t>(out_->item.rows.size());
+    out_->item.rows.push_back(i);
+    out_->item.offsets.push_back(before_item);
+  }
+  out_->item.offsets.push_back(n_);
+}
+
+void Grouping::fill(int piece) {
+  std::int32_t* const next = counts_.data() + piece * n_items_;
+  std::int64_t row = starts_[piece] - 1;
+  for (std::int64_t q = first_of(piece); q < first_of(piece + 1); ++q) {
+    if (q == 0 || users_[q] != users_[q - 1]) {
+      ++row;
+      out_->user.rows[row] = users_[q];
+      out_->user.offsets[row] = q;
+    }
+    const std::int32_t item = items_[q], place = next[item]++;
+    out_->user.others[q] = row_of_item_[item];
+    out_->item.order[place] = static_cast<std::int32_t>(q);
+    out_->item.others[place] = static_cast<std::int32_t>(row);
+  }
+}
+
+Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed)
+    : store_(store), n_batches_(n_batches), n_runs_((store.size() + n_batches - 1) / n_batches), seed_(seed) {
+  constexpr std::int64_t most = 1 << 24;  // ratings dealt at once, 12 bytes each
+  together_ = std::clamp<std::int64_t>(most / n_runs_, 1, n_batches);
+}
+
+void Dealer::deal(std::int64_t b, Team& team) {
+  first_ = b;
+  last_ = std::min(n_batches_, b + together_);
+  const std::int64_t n = store_.size();
+  users_.resize(n_runs_ * together_);
+  items_.resize(n_runs_ * together_);
+  ratings_.resize(n_runs_ * together_);
+  const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch_);
+  constexpr std::int64_t block = 1024;  // runs
+  std::vector<std::int32_t> scratch(team.size() * 2 * n_batches_);
+  team.run((n_runs_ + block - 1) / block, [&](std::int64_t index, int member) {
+    std::int32_t* const permutation = scratch.data() + member * 2 * n_batches_;  // [n_batches]
+    std::int32_t* const user_of = permutation + n_batches_;                      // [n_batches]
+    const std::int64_t first = index * block;
+    std::int64_t user =
+        std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, first * n_batches_) -
+        store_.user_offsets - 1;
+    for (std::int64_t run = first; run < std::min(n_runs_, first + block); ++run) {
+      const std::int64_t start = run * n_batches_;
+      for (std::int64_t k = 0; k < n_batches_; ++k) {
+        const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
+        const std::int64_t j = static_cast<std::int64_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
+        permutation[k] = permutation[j];
+        permutation[j] = static_cast<std::int32_t>(k);
+        while (start + k < n && start + k >= store_.user_offsets[user + 1]) ++user;
+        user_of[k] = static_cast<std::int32_t>(user);
+      }
+      for (std::int64_t dealt = first_; dealt < last_; ++dealt) {
+        const std::int64_t rating = start + permutation[dealt], to = (dealt - first_) * n_runs_ + run;
+        if (rating >= n) {  // only in the last run
+          users_[to] = -1;
+          continue;
+        }
+        users_[to] = user_of[permutation[dealt]];
+        items_[to] = store_.items[rating];
+        ratings_[to] = store_.ratings[rating];
+      }
+    }
+  });
+}
+
+void Dealer::begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const {
+  const std::int64_t at = (b - first_) * n_runs_;
+  const std::int64_t n = n_runs_ - (users_[at + n_runs_ - 1] < 0);
+  grouping.begin(users_.data() + at, items_.data() + at, ratings_.data() + at, n, store_.n_users,
+                 store_.n_items, n_pieces, out);
 }
 
 void group_pairs(const std::int64_t* users, const std::int64_t* items, const float* ratings, std::int64_t n,
-                 GroupedBatch& out) {
-  out.ratings.assign(ratings, ratings + n);
-  for (auto [side, ids] : {std::pair{&out.user, users}, std::pair{&out.item, items}}) {
-    side->order.resize(n);
-    std::iota(side->order.begin(), side->order.end(), 0);
-    if (!std::is_sorted(ids, ids + n))
-      std::sort(side->order.begin(), side->order.end(), [ids = ids](std::int32_t a, std::int32_t b) {
-        return ids[a] != ids[b] ? ids[a] < ids[b] : a < b;
-      });
-    side->rows.clear();
-    side->offsets.clear();
-    side->position.resize(n);
+                 std::vector<float>& ratings_by_user, GroupedBatch& out) {
+  // stable, as the sums of a row run along the given order
+  const auto sorted_by = [n](auto id_of) {
+    std::vector<std::int32_t> order(n);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return id_of(a) < id_of(b); });
+    return order;
+  };
+  const std::vector<std::int32_t> by_user = sorted_by([&](std::int32_t q) { return users[q]; });
+  const auto item_at = [&](std::int32_t q) { return items[by_user[q]]; };
+  ratings_by_user.resize(n);
+  for (std::int64_t q = 0; q < n; ++q) ratings_by_user[q] = ratings[by_user[q]];
+  out.ratings = ratings_by_user.data();
+  out.n_ratings = n;
+  out.user.order.clear();
+  out.item.order = sorted_by(item_at);
+  std::vector<std::int32_t> position[2];  // of the rows of users and items, in the batch's order
+  for (int s = 0; s < 2; ++s) {
+    GroupedBatch::SideGroups& side = s ? out.item : out.user;
+    side.rows.clear();
+    side.offsets.clear();
+    position[s].resize(n);
     for (std::int64_t q = 0; q < n; ++q) {
-      const std::int64_t id = ids[side->order[q]];
-      if (side->rows.empty() || side->rows.back() != id) {
-        side->rows.push_back(id);
-        side->offsets.push_back(q);
+      const std::int32_t at = s ? out.item.order[q] : static_cast<std::int32_t>(q);
+      const std::int64_t id = s ? item_at(at) : users[by_user[q]];
+      if (side.rows.empty() || side.rows.back() != id) {
+        side.rows.push_back(id);
+        side.offsets.push_back(q);
       }
-      side->position[side->order[q]] = static_cast<std::int32_t>(side->rows.size()) - 1;
+      position[s][at] = static_cast<std::int32_t>(side.rows.size()) - 1;
     }
-    side->offsets.push_back(n);
+    side.offsets.push_back(n);
   }
-  for (auto [side, other] : {std::pair{&out.user, &out.item}, std::pair{&out.item, &out.user}}) {
-    side->others.resize(n);
-    for (std::int64_t q = 0; q < n; ++q) side->others[q] = other->position[side->order[q]];
-  }
+  out.user.others = position[1];
+  out.item.others.resize(n);
+  for (std::int64_t q = 0; q < n; ++q) out.item.others[q] = position[0][out.item.order[q]];
 }
 
 }  // namespace mfdmc

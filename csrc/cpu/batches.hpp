@@ -4,9 +4,22 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/batch_step.hpp"
+#include "cpu/team.hpp"
 
 namespace mfdmc {
+
+// Ratings grouped by user, and the same ratings seen from each side.
+struct GroupedBatch {
+  struct SideGroups {
+    std::vector<std::int64_t> rows;     // [R] distinct rows, ascending
+    std::vector<std::int64_t> offsets;  // [R + 1]
+    std::vector<std::int32_t> order;    // [B] positions in the batch by row; empty for users
+    std::vector<std::int32_t> others;   // [B] position among the other side's rows, by this side's order
+  };
+  SideGroups user, item;
+  const float* ratings;  // [B]
+  std::int64_t n_ratings;
+};
 
 // N ratings in (user, item) order; nothing is owned.
 struct RatingStore {
@@ -17,28 +30,60 @@ struct RatingStore {
   std::int64_t size() const { return user_offsets[n_users]; }
 };
 
+// Groups a batch that comes in the order of its users, in three stages of independent pieces: a stable counting sort by
+// item, and a scan for distinct users. The result does not depend on the number of pieces.
+class Grouping {
+ public:
+  // From here until the last stage is over, the batch is `out`.
+  void begin(const std::int32_t* users /* [n], ascending */, const std::int32_t* items /* [n] */,
+             const float* ratings /* [n] */, std::int64_t n, std::int64_t n_users, std::int64_t n_items,
+             int n_pieces, GroupedBatch& out);
+
+  int pieces() const { return n_pieces_; }
+  void count(int piece);  // stage 1: pieces() pieces
+  void place();           // stage 2: one piece
+  void fill(int piece);   // stage 3: pieces() pieces
+
+ private:
+  std::int64_t first_of(int piece) const { return n_ * piece / n_pieces_; }
+
+  const std::int32_t *users_ = nullptr, *items_ = nullptr;
+  std::int64_t n_ = 0, n_items_ = 0;
+  int n_pieces_ = 0;
+  GroupedBatch* out_ = nullptr;
+  std::vector<std::int32_t> counts_;  // [pieces, n_items]: of a piece's ratings, then their next places
+  std::vector<std::int32_t> row_of_item_;  // [n_items]
+  std::vector<std::int64_t> starts_;       // [pieces + 1]: distinct users before each piece
+};
+
 // Deals the ratings of a store into the batches of an epoch.
 class Dealer {
  public:
   // n_batches is at most 65,536.
   Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed);
 
-  void start_epoch(std::uint64_t epoch, int n_threads);
-  // Batch b of the epoch that was started, grouped on both sides.
-  void make_batch(std::int64_t b, int n_threads, GroupedBatch& out);
+  void start_epoch(std::uint64_t epoch) {
+    epoch_ = epoch;
+    first_ = last_ = 0;
+  }
+  bool holds(std::int64_t b) const { return first_ <= b && b < last_; }
+  // Deals batch b and as many after it as are worth their memory, in place of those that were dealt before.
+  void deal(std::int64_t b, Team& team);
+  // Begins the grouping of a batch that is dealt.
+  void begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const;
 
  private:
   RatingStore store_;
-  std::int64_t n_batches_, n_runs_;
-  std::uint64_t seed_;
-  std::vector<std::int32_t> users_, items_;  // [n_batches, runs]: the batches of the epoch, one after the other
-  std::vector<float> ratings_;               // [n_batches, runs]
-  std::vector<std::int64_t> sizes_;          // [n_batches]: runs, or one less
-  std::vector<std::int64_t> item_counts_, starts_;
+  std::int64_t n_batches_, n_runs_, together_;  // together_: batches that are dealt at once
+  std::uint64_t seed_, epoch_ = 0;
+  std::int64_t first_ = 0, last_ = 0;        // the batches that are dealt
+  std::vector<std::int32_t> users_, items_;  // [together, runs]
+  std::vector<float> ratings_;               // [together, runs]
 };
 
 // Groups index pairs in any order; indices have been checked.
 void group_pairs(const std::int64_t* users /* [n] */, const std::int64_t* items /* [n] */,
-                 const float* ratings /* [n] */, std::int64_t n, GroupedBatch& out);
+                 const float* ratings /* [n] */, std::int64_t n, std::vector<float>& ratings_by_user /* [n] */,
+                 GroupedBatch& out);
 
 }  // namespace mfdmc

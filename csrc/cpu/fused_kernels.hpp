@@ -1,11 +1,11 @@
 // The inner loops of training, compiled once for each instruction set (fused_kernels_*.cpp) and chosen at run time.
 //
-// One batch is worked off in four passes (mfdmc_fast/ops/README.md has the equations):
+// One batch, in the order of its users, is worked off in three passes (mfdmc_fast/ops/README.md has the equations):
 //   entity forward   each distinct user and item: assignment weights, embedding z, its share of the loss terms
-//   rating errors    each rating: prediction and e = 2 (prediction - rating) / B
-//   segment sums     each distinct user and item: gradient at z from its ratings, sum of e z_other
-//   entity backward  each distinct user and item: gradients of logits and bias, applied by the optimizer at once;
-//                    its part of the gradient of the centers
+//   rating pass      each rating: prediction and e = 2 (prediction - rating) / B; each user: gradient at z from its
+//                    ratings, the sum of e z_item
+//   entity backward  each distinct item: the same sum of e z_user; each distinct user and item: gradients of logits and
+//                    bias, applied by the optimizer at once; its part of the gradient of the centers
 // Rows (distinct entities) are taken kLanes at a time, a "tile", and turned cluster-major, so that ragged views are
 // plain loops over clusters.
 #pragma once
@@ -17,13 +17,14 @@ namespace mfdmc {
 enum class Optimizer {
   none,  // write gradients instead of applying them
   adam,  // as torch.optim.Adam; steps that a row misses are made up for when it is needed again
+  adagrad,  // row-wise: one sum of mean squares for each row
 };
 
-// What an Adam step needs besides the gradient; the arrays are indexed by step, from 0.
-struct AdamSchedule {
-  const float* logit_step;    // [steps] learning rate / (1 - beta1^(t+1))
-  const float* bias_step;     // [steps]
-  const float* inverse_root;  // [steps] 1 / sqrt(1 - beta2^(t+1))
+// What a step needs besides the gradient; the arrays are indexed by step, from 0.
+struct StepSchedule {
+  const float* logit_step;    // [steps] adam: learning rate / (1 - beta1^(t+1)); adagrad: learning rate
+  const float* bias_step;     // [steps] likewise
+  const float* inverse_root;  // [steps] 1 / sqrt(1 - beta2^(t+1)) (adam)
   float beta1, beta2, epsilon;
   float rest1, rest2;  // 1 - beta, rounded once: the difference of rounded numbers would be off by 5e-5 for 0.999
 };
@@ -38,20 +39,30 @@ struct TrainedSide {
   float* logits_m;                   // [n, S] first moment (adam)
   float* logits_v;                   // [n, S] second moment (adam)
   float* bias;                       // [n], or null
-  float* bias_m;                     // [n]
-  float* bias_v;                     // [n]
+  float* bias_m;                     // [n] (adam)
+  float* bias_v;                     // [n] (adam)
   std::int32_t* next_step;           // [n] first step that the row has not made yet (adam)
+  float* row_sum;                    // [n] of the logits (adagrad)
+  float* bias_sum;                   // [n] (adagrad)
   const float* centers;              // [S, d], or null (FunkMF)
   const float* center_norms;         // [S] squared lengths
   const std::int64_t* view_offsets;  // [V + 1]
   std::int64_t n_entities, total_clusters, n_views, view_dim;
 };
 
+// Tiles whose parts of the centers' gradient are added up at once.
+constexpr std::int64_t kTilesTogether = 8;
+
+inline std::int64_t backward_scratch(const TrainedSide& side, std::int64_t lanes) {
+  const std::int64_t s = side.total_clusters;
+  return (s * (side.view_dim + 1) + kTilesTogether * (s + side.n_views * side.view_dim + 1)) * lanes;
+}
+
 // One side of a batch: its R distinct rows and what the passes hand on.
 struct BatchSide {
   const std::int64_t* rows;     // [R]
   const std::int64_t* offsets;  // [R + 1] ratings of a row: order[offsets[r]] up to order[offsets[r + 1]]
-  const std::int32_t* order;    // [B] positions in the batch, or null where the batch is ordered by this side's rows
+  const std::int32_t* order;    // [B] positions in the batch; null for users, as a batch is in their order
   const std::int32_t* others;   // [B] position of the other side's row, by this side's order
   std::int64_t n_rows;
   float* log_weights;    // [tiles, S, kLanes]
@@ -77,9 +88,9 @@ struct GradientTables {
 
 struct UpdateSetup {
   Optimizer optimizer;
-  AdamSchedule adam;
-  std::int32_t step;              // of this batch
-  GradientTables gradients;       // (none)
+  StepSchedule schedule;
+  std::int32_t step;         // of this batch
+  GradientTables gradients;  // (none)
 };
 
 struct Kernels {
@@ -88,19 +99,18 @@ struct Kernels {
   // Rows [first, last), whole tiles; adds the rows' parts of proximity, entropy, l2 and bias_l2 to terms [4].
   void (*entity_forward)(const TrainedSide&, const BatchSide&, const LossSetup&, const UpdateSetup&, std::int64_t first,
                          std::int64_t last, double* terms);
-  // Ratings [first, last) in the order of the batch; returns their sum of squared errors.
-  double (*rating_errors)(const BatchSide& user, const BatchSide& item, const LossSetup&, const std::int32_t* users,
-                          const std::int32_t* items, const float* ratings, float global_mean, std::int64_t first,
-                          std::int64_t last, float* errors);
-  // Rows [first, last): grad and grad_bias.
-  void (*segment_sums)(const BatchSide&, const BatchSide& other, const LossSetup&, const float* errors,
-                       std::int64_t first, std::int64_t last);
-  // Rows [first, last), whole tiles. Writes to center_sums [S, d + 1], for each cluster, the rows' sums of w h [d] and of
-  // 2 a w: the gradient of its center is the first plus the second times the center. scratch is [S, d + 1, kLanes].
-  void (*entity_backward)(const TrainedSide&, const BatchSide&, const LossSetup&, const UpdateSetup&,
-                          std::int64_t first, std::int64_t last, float* scratch, float* center_sums);
+  // Ratings of the users' rows [first, last): errors, grad and grad_bias of these rows. Returns their sum of squared
+  // errors.
+  double (*rating_pass)(const BatchSide& user, const BatchSide& item, const LossSetup&, const float* ratings,
+                        float global_mean, std::int64_t first, std::int64_t last, float* errors);
+  // Rows [first, last), whole tiles; items first get their grad and grad_bias from the errors. Writes to center_sums
+  // [S, d + 1], for each cluster, the rows' sums of w h [d] and of 2 a w: the gradient of its center is the first plus
+  // the second times the center. `scratch` holds backward_scratch() floats.
+  void (*entity_backward)(const TrainedSide&, const BatchSide&, const BatchSide& other, const LossSetup&,
+                          const UpdateSetup&, const float* errors, std::int64_t first, std::int64_t last,
+                          float* scratch, float* center_sums);
   // Adam without gradient for rows [first, last) of the table, up to step `until`.
-  void (*catch_up)(const TrainedSide&, const AdamSchedule&, std::int32_t until, std::int64_t first, std::int64_t last);
+  void (*catch_up)(const TrainedSide&, const StepSchedule&, std::int32_t until, std::int64_t first, std::int64_t last);
 };
 
 extern const Kernels kernels_baseline;

@@ -2,105 +2,12 @@
 #pragma once
 
 #include "cpu/fused_kernels.hpp"
+#include "cpu/row_optimizers.hpp"
 #include "cpu/simd.hpp"
+#include "cpu/tiles.hpp"
 
 namespace mfdmc {
 namespace {
-
-// No function of the standard library that is a template or inline: its copy from here, made for this instruction set,
-// could end up in code for every processor.
-inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-constexpr std::int32_t kNoMomentum = 400;  // 0.9^400 is 5e-19: what is left of the momentum moves no float
-
-// A matrix of tile-many rows, row-major with any stride, to column-major [columns][kLanes]; missing rows repeat the last.
-// Whole blocks have loops of fixed length, which the compiler unrolls instead of calling memset and memcpy.
-template <typename RowOf>
-inline void load_transposed(RowOf row_of, std::int64_t n_rows, std::int64_t columns, Vec* out /* [columns] */) {
-  const float* rows[kLanes];
-  for (std::int64_t r = 0; r < kLanes; ++r) rows[r] = row_of(least(r, n_rows - 1));  // what is repeated is not used
-  Vec block[kLanes];
-  std::int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-#pragma GCC unroll 16
-    for (std::int64_t r = 0; r < kLanes; ++r) block[r] = load(rows[r] + c);
-    transpose(block);
-#pragma GCC unroll 16
-    for (std::int64_t r = 0; r < kLanes; ++r) out[c + r] = block[r];
-  }
-  if (c == columns) return;
-  for (std::int64_t r = 0; r < kLanes; ++r) {
-    block[r] = Vec{};
-    std::memcpy(&block[r], rows[r] + c, (columns - c) * sizeof(float));
-  }
-  transpose(block);
-  for (std::int64_t r = 0; c + r < columns; ++r) out[c + r] = block[r];
-}
-
-// The inverse: column-major to rows; writes `columns` rounded up to kLanes floats of every row, zero beyond `columns`.
-template <typename RowOf>
-inline void store_transposed(const Vec* in /* [columns] */, std::int64_t n_rows, std::int64_t columns, RowOf row_of) {
-  Vec block[kLanes];
-  std::int64_t c = 0;
-  for (; c + kLanes <= columns; c += kLanes) {
-#pragma GCC unroll 16
-    for (std::int64_t r = 0; r < kLanes; ++r) block[r] = in[c + r];
-    transpose(block);
-    for (std::int64_t r = 0; r < n_rows; ++r) store(row_of(r) + c, block[r]);
-  }
-  if (c == columns) return;
-  for (std::int64_t r = 0; r < kLanes; ++r) block[r] = c + r < columns ? in[c + r] : Vec{};
-  transpose(block);
-  for (std::int64_t r = 0; r < n_rows; ++r) store(row_of(r) + c, block[r]);
-}
-
-// Asks for a row of n numbers ahead of its use: rows lie anywhere in the table, out of the hardware's sight.
-inline void prefetch(const float* row, std::int64_t n) {
-  for (std::int64_t j = 0; j < n; j += 16) __builtin_prefetch(row + j);
-}
-
-// Steps [from, until) of Adam with zero gradient on n numbers.
-inline void decay(float* p, float* m, float* v, std::int64_t n, const float* step_sizes, const AdamSchedule& adam,
-                  std::int32_t from, std::int32_t until) {
-  const std::int32_t last = static_cast<std::int32_t>(least(until, from + kNoMomentum));
-  for (std::int32_t t = from; t < last; ++t) {
-    const float size = step_sizes[t], root = adam.inverse_root[t];
-    for (std::int64_t j = 0; j < n; ++j) {
-      m[j] *= adam.beta1;
-      v[j] *= adam.beta2;
-      p[j] -= size * m[j] / (__builtin_sqrtf(v[j]) * root + adam.epsilon);
-    }
-  }
-  if (last < until) {
-    const float rest = __builtin_powf(adam.beta2, static_cast<float>(until - last));
-    for (std::int64_t j = 0; j < n; ++j) {
-      m[j] = 0;
-      v[j] *= rest;
-    }
-  }
-}
-
-inline void catch_up_row(const TrainedSide& side, const AdamSchedule& adam, std::int64_t e, std::int32_t until) {
-  const std::int32_t from = side.next_step[e];
-  if (from >= until) return;
-  const std::int64_t s = side.total_clusters;
-  decay(side.logits + e * s, side.logits_m + e * s, side.logits_v + e * s, s, adam.logit_step, adam, from, until);
-  if (side.bias) decay(side.bias + e, side.bias_m + e, side.bias_v + e, 1, adam.bias_step, adam, from, until);
-  side.next_step[e] = until;
-}
-
-void catch_up(const TrainedSide& side, const AdamSchedule& adam, std::int32_t until, std::int64_t first,
-              std::int64_t last) {
-  for (std::int64_t e = first; e < last; ++e) catch_up_row(side, adam, e, until);
-}
-
-// Share of the batch's ratings that each row of a tile has; zero for missing rows.
-inline Vec tile_shares(const BatchSide& batch, std::int64_t tile, std::int64_t n_rows, std::int64_t batch_size) {
-  Vec share{};
-  for (std::int64_t r = 0; r < n_rows; ++r)
-    share[r] = static_cast<float>(batch.offsets[tile + r + 1] - batch.offsets[tile + r]);
-  return share * splat(1.0f / static_cast<float>(batch_size));
-}
 
 // 1 / (V ln K_v) for each view, 0 where K_v = 1: what turns a sum of entropies into the entropy term.
 inline void entropy_scales(const TrainedSide& side, float* scales /* [V] */) {
@@ -111,38 +18,47 @@ inline void entropy_scales(const TrainedSide& side, float* scales /* [V] */) {
   }
 }
 
-// Sums over the lanes of n vectors in memory, kLanes of them at a time.
-inline void sum_all_lanes(const float* vectors /* [n, kLanes] */, std::int64_t n, float* sums /* [n] */) {
-  Vec block[kLanes];
-  for (std::int64_t j = 0; j < n; j += kLanes) {
-    const std::int64_t width = least(kLanes, n - j);
-    for (std::int64_t r = 0; r < kLanes; ++r) block[r] = r < width ? load(vectors + (j + r) * kLanes) : Vec{};
-    transpose(block);
-    for (std::int64_t half = kLanes / 2; half; half /= 2)
-      for (std::int64_t r = 0; r < half; ++r) block[r] += block[r + half];
-    std::memcpy(sums + j, &block[0], width * sizeof(float));
-  }
+// What all rows of a tile have in common, of MFDMC and of FunkMF: share of the ratings and the biases' part of the loss.
+struct TileBias {
+  Vec share, square;  // share * bias^2
+};
+
+inline TileBias forward_bias(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, std::int64_t t,
+                             std::int64_t n_rows) {
+  const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
+  const Vec bias = side.bias ? gather(side.bias, batch.rows + t, n_rows) : Vec{};
+  store_part(batch.bias + t, bias, n_rows);
+  return {share, bias * bias * share};
 }
 
 // FunkMF: the embedding is the row itself.
 void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
                     std::int64_t first, std::int64_t last, double* terms) {
-  for (std::int64_t r = first; r < last; ++r) {
-    const std::int64_t e = batch.rows[r], n = side.total_clusters;
-    if (update.optimizer == Optimizer::adam) catch_up_row(side, update.adam, e, update.step);
-    const float* row = side.logits + e * n;
-    float* z = batch.embeddings + r * loss.padded_dim;
-    float l2 = 0;
-    for (std::int64_t j = 0; j < n; ++j) {
-      z[j] = row[j];
-      l2 += row[j] * row[j];
+  const std::int64_t n = side.total_clusters;
+  Vec squares{}, bias_squares{};
+  for (std::int64_t t = first; t < last; t += kLanes) {
+    const std::int64_t n_rows = least(kLanes, last - t);
+    for (std::int64_t r = t + kLanes; r < least(t + 2 * kLanes, last); ++r)
+      prefetch(side.logits + batch.rows[r] * n, n);
+    if (update.optimizer == Optimizer::adam)
+      for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.schedule, batch.rows[t + r], update.step);
+    Vec lengths[kLanes];
+    for (std::int64_t r = 0; r < kLanes; ++r) lengths[r] = Vec{};
+    for (std::int64_t r = 0; r < n_rows; ++r) {
+      const float* row = side.logits + batch.rows[t + r] * n;
+      float* z = batch.embeddings + (t + r) * loss.padded_dim;
+      for (std::int64_t j = 0; j < n; j += kLanes) {
+        const Vec x = load_part(row + j, least(kLanes, n - j));
+        store(z + j, x);
+        lengths[r] += x * x;
+      }
     }
-    for (std::int64_t j = n; j < loss.padded_dim; ++j) z[j] = 0;
-    const double share = static_cast<double>(batch.offsets[r + 1] - batch.offsets[r]) / loss.batch_size;
-    batch.bias[r] = side.bias ? side.bias[e] : 0.0f;
-    terms[2] += share * l2;
-    terms[3] += share * batch.bias[r] * batch.bias[r];
+    const TileBias bias = forward_bias(side, batch, loss, t, n_rows);
+    squares += sums_of_rows(lengths) * bias.share;
+    bias_squares += bias.square;
   }
+  terms[2] += sum_lanes(squares);
+  terms[3] += sum_lanes(bias_squares);
 }
 
 // `dim` is view_dim where it is known at compile time, so that what belongs to one view stays in registers; else 0.
@@ -160,7 +76,7 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
     for (std::int64_t r = t + kLanes; r < least(t + 2 * kLanes, last); ++r)
       prefetch(side.logits + batch.rows[r] * s, s);
     if (update.optimizer == Optimizer::adam)
-      for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.adam, batch.rows[t + r], update.step);
+      for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.schedule, batch.rows[t + r], update.step);
     load_transposed([&](std::int64_t r) { return side.logits + batch.rows[t + r] * s; }, n_rows, s, tile);
     float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
     Vec proximity{}, entropy{};
@@ -174,14 +90,14 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
         const Vec x = tile[k] - largest;
         const Vec w = exp_negative(x);
         const float* center = side.centers + k * d;
-        tile[k] = x;
         total += w;
         weighted_log += w * x;
         weighted_norm += w * splat(side.center_norms[k]);
         for (std::int64_t c = 0; c < d; ++c) role[c] += w * splat(center[c]);
       }
       const Vec log_total = log_from_one(total), inverse = splat(1.0f) / total;
-      for (std::int64_t k = k0; k < k1; ++k) store(log_weights + k * kLanes, tile[k] - log_total);
+      // two differences: the sum of `largest` and `log_total` would round where logits are large
+      for (std::int64_t k = k0; k < k1; ++k) store(log_weights + k * kLanes, (tile[k] - largest) - log_total);
       Vec square{};
       for (std::int64_t c = 0; c < d; ++c) {
         const Vec zc = role[c] * inverse;
@@ -201,18 +117,14 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
     }
     Vec l2{};
     for (std::int64_t c = 0; c < loss.embedding_dim; ++c) l2 += embedding[c] * embedding[c];
-    const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
-    proximities += proximity * share;
-    entropies += entropy * share;
-    squares += l2 * share;
-    store_transposed(embedding, n_rows, loss.embedding_dim,
-                     [&](std::int64_t r) { return batch.embeddings + (t + r) * loss.padded_dim; });
-    Vec bias{};
-    for (std::int64_t r = 0; r < n_rows; ++r) {
-      bias[r] = side.bias ? side.bias[batch.rows[t + r]] : 0.0f;
-      batch.bias[t + r] = bias[r];
-    }
-    bias_squares += bias * bias * share;
+    const TileBias bias = forward_bias(side, batch, loss, t, n_rows);
+    proximities += proximity * bias.share;
+    entropies += entropy * bias.share;
+    squares += l2 * bias.share;
+    bias_squares += bias.square;
+    for_rows(embedding, n_rows, loss.embedding_dim, [&](std::int64_t r, std::int64_t c, Vec x, std::int64_t) {
+      store(batch.embeddings + (t + r) * loss.padded_dim + c, x);  // zero in the padding
+    });
   }
   terms[0] += sum_lanes(proximities) / static_cast<float>(n_views);
   terms[1] += sum_lanes(entropies);
@@ -237,161 +149,262 @@ void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossS
   }
 }
 
-// Dot products of kLanes pairs of embeddings, one in each lane.
-inline Vec dots(const float* const* a, const float* const* b, std::int64_t padded_dim) {
-  Vec sums[kLanes];
-  for (std::int64_t r = 0; r < kLanes; ++r) {
-    Vec sum = load(a[r]) * load(b[r]);
-    for (std::int64_t c = kLanes; c < padded_dim; c += kLanes) sum += load(a[r] + c) * load(b[r] + c);
-    sums[r] = sum;
-  }
-  transpose(sums);
-  for (std::int64_t half = kLanes / 2; half; half /= 2)
-    for (std::int64_t r = 0; r < half; ++r) sums[r] += sums[r + half];
-  return sums[0];
-}
-
-double rating_errors(const BatchSide& user, const BatchSide& item, const LossSetup& loss, const std::int32_t* users,
-                     const std::int32_t* items, const float* ratings, float global_mean, std::int64_t first,
-                     std::int64_t last, float* errors) {
-  const float scale = 2.0f / static_cast<float>(loss.batch_size);
-  double squares = 0;
-  for (std::int64_t b = first; b < last; b += kLanes) {
-    const std::int64_t n = least(kLanes, last - b);
-    const float *a[kLanes], *c[kLanes];
-    Vec base{};  // what is known without z
-    for (std::int64_t r = 0; r < kLanes; ++r) {
-      const std::int64_t at = b + least(r, n - 1);  // a short tile repeats its last rating
-      a[r] = user.embeddings + users[at] * loss.padded_dim;
-      c[r] = item.embeddings + items[at] * loss.padded_dim;
-      base[r] = global_mean + user.bias[users[at]] + item.bias[items[at]] - ratings[at];
-    }
-    const Vec error = dots(a, c, loss.padded_dim) + base;
-    const Vec scaled = error * splat(scale);
-    for (std::int64_t r = 0; r < n; ++r) {
-      errors[b + r] = scaled[r];
-      squares += static_cast<double>(error[r]) * error[r];
-    }
-  }
-  return squares;
-}
-
-// `width` vectors of the gradient at a time stay in registers.
+// The sum of e z_other over ratings of one row, in registers if `width`, its length in vectors, is known; else `width`
+// is 0 and it grows in memory.
 template <std::int64_t width>
-inline float segment_sum(const BatchSide& batch, const BatchSide& other, std::int64_t padded_dim, const float* errors,
-                         std::int64_t row, std::int64_t column) {
-  Vec sums[width];
-  for (std::int64_t c = 0; c < width; ++c) sums[c] = Vec{};
-  float total = 0;
-  for (std::int64_t q = batch.offsets[row]; q < batch.offsets[row + 1]; ++q) {
-    const float e = errors[batch.order ? batch.order[q] : q];
-    const float* z = other.embeddings + batch.others[q] * padded_dim + column;
-    total += e;
-    for (std::int64_t c = 0; c < width; ++c) sums[c] += splat(e) * load(z + c * kLanes);
+class GradientSum {
+ public:
+  GradientSum(const BatchSide& batch, std::int64_t row, std::int64_t padded_dim)
+      : to_(batch.grad + row * padded_dim), bias_(batch.grad_bias + row), padded_dim_(padded_dim) {
+    if constexpr (width)
+      for (std::int64_t c = 0; c < width; ++c) sums_[c] = Vec{};
+    else
+      for (std::int64_t c = 0; c < padded_dim; c += kLanes) store(to_ + c, Vec{});
   }
-  for (std::int64_t c = 0; c < width; ++c) store(batch.grad + row * padded_dim + column + c * kLanes, sums[c]);
-  return total;
+
+  void add(float error, const float* z) {
+    total_ += error;
+    if constexpr (width)
+      for (std::int64_t c = 0; c < width; ++c) sums_[c] += splat(error) * load(z + c * kLanes);
+    else
+      for (std::int64_t c = 0; c < padded_dim_; c += kLanes)
+        store(to_ + c, load(to_ + c) + splat(error) * load(z + c));
+  }
+
+  void finish() {
+    *bias_ = total_;
+    if constexpr (width)
+      for (std::int64_t c = 0; c < width; ++c) store(to_ + c * kLanes, sums_[c]);
+  }
+
+ private:
+  float *to_, *bias_;
+  std::int64_t padded_dim_;
+  float total_ = 0;
+  Vec sums_[width ? width : 1];
+};
+
+template <std::int64_t width>
+double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSetup& loss, const float* ratings,
+                      float global_mean, std::int64_t first, std::int64_t last, float* errors) {
+  const std::int64_t padded_dim = width ? width * kLanes : loss.padded_dim;
+  const Vec scale = splat(2.0f / static_cast<float>(loss.batch_size));
+  const std::int64_t begin = user.offsets[first], end = user.offsets[last];
+  double squares = 0;
+  Vec square{};
+  std::int64_t row = first, row_end = user.offsets[first + 1];  // of the rating whose prediction is next
+  std::int64_t summed = first, summed_end = row_end;            // of the rating whose gradient is next
+  GradientSum<width> sum(user, first, padded_dim);
+  for (std::int64_t b = begin; b < end; b += kLanes) {
+    const std::int64_t n = least(kLanes, end - b);
+    alignas(64) float base[kLanes], scaled[kLanes];  // base: what is known without z
+    const float* z_item[kLanes];
+    Vec products[kLanes];
+#pragma GCC unroll 16
+    for (std::int64_t r = 0; r < kLanes; ++r) {
+      const std::int64_t q = b + least(r, n - 1);  // a short tile repeats its last rating
+      if (q == row_end) row_end = user.offsets[++row + 1];
+      const std::int32_t i = user.others[q];
+      const float *a = user.embeddings + row * padded_dim, *c = item.embeddings + i * padded_dim;
+      z_item[r] = c;
+      base[r] = user.bias[row] + item.bias[i] + global_mean - ratings[q];
+      Vec product = load(a) * load(c);
+      for (std::int64_t j = kLanes; j < padded_dim; j += kLanes) product += load(a + j) * load(c + j);
+      products[r] = product;
+    }
+    for (std::int64_t q = b + kLanes; q < least(b + 2 * kLanes, end); ++q)
+      prefetch(item.embeddings + user.others[q] * padded_dim, padded_dim);
+    const Vec error = sums_of_rows(products) + load(base);
+    store(scaled, error * scale);
+    store_part(errors + b, error * scale, n);
+    if (n < kLanes) {
+      for (std::int64_t r = 0; r < n; ++r) squares += static_cast<double>(error[r]) * error[r];
+    } else {
+      square += error * error;
+    }
+    for (std::int64_t r = 0; r < n; ++r) {
+      if (b + r == summed_end) {
+        sum.finish();
+        sum = GradientSum<width>(user, ++summed, padded_dim);
+        summed_end = user.offsets[summed + 1];
+      }
+      sum.add(scaled[r], z_item[r]);
+    }
+  }
+  sum.finish();
+  return squares + static_cast<double>(sum_lanes(square));
 }
 
-void segment_sums(const BatchSide& batch, const BatchSide& other, const LossSetup& loss, const float* errors,
+double rating_pass(const BatchSide& user, const BatchSide& item, const LossSetup& loss, const float* ratings,
+                   float global_mean, std::int64_t first, std::int64_t last, float* errors) {
+  if (first == last) return 0;
+  switch (loss.padded_dim / kLanes) {
+    case 1:
+      return rating_pass_of<1>(user, item, loss, ratings, global_mean, first, last, errors);
+    case 2:
+      return rating_pass_of<2>(user, item, loss, ratings, global_mean, first, last, errors);
+    case 4:
+      return rating_pass_of<4>(user, item, loss, ratings, global_mean, first, last, errors);
+    case 8:
+      return rating_pass_of<8>(user, item, loss, ratings, global_mean, first, last, errors);
+    default:
+      return rating_pass_of<0>(user, item, loss, ratings, global_mean, first, last, errors);
+  }
+}
+
+template <std::int64_t width>
+void item_sums_of(const BatchSide& item, const BatchSide& user, const LossSetup& loss, const float* errors,
                   std::int64_t first, std::int64_t last) {
+  const std::int64_t padded_dim = width ? width * kLanes : loss.padded_dim, n = item.offsets[last];
+  constexpr std::int64_t ahead = 8;  // ratings
   for (std::int64_t row = first; row < last; ++row) {
-    std::int64_t c = 0;
-    for (; c + 4 * kLanes <= loss.padded_dim; c += 4 * kLanes)
-      batch.grad_bias[row] = segment_sum<4>(batch, other, loss.padded_dim, errors, row, c);
-    for (; c + 2 * kLanes <= loss.padded_dim; c += 2 * kLanes)
-      batch.grad_bias[row] = segment_sum<2>(batch, other, loss.padded_dim, errors, row, c);
-    for (; c < loss.padded_dim; c += kLanes)
-      batch.grad_bias[row] = segment_sum<1>(batch, other, loss.padded_dim, errors, row, c);
+    GradientSum<width> sum(item, row, padded_dim);
+    for (std::int64_t q = item.offsets[row]; q < item.offsets[row + 1]; ++q) {
+      if (q + ahead < n) prefetch(user.embeddings + item.others[q + ahead] * padded_dim, padded_dim);
+      sum.add(errors[item.order[q]], user.embeddings + item.others[q] * padded_dim);
+    }
+    sum.finish();
   }
 }
 
-// One Adam step on n numbers that overlap with nothing else.
-inline void adam_step(float* __restrict x, float* __restrict m, float* __restrict v, const float* __restrict g,
-                      std::int64_t n, float size, float root, const AdamSchedule& adam) {
-  const float rest1 = adam.rest1, beta2 = adam.beta2, rest2 = adam.rest2, epsilon = adam.epsilon;
-  std::int64_t j = 0;
-  for (; j + kLanes <= n; j += kLanes) {
-    const Vec grad = load(g + j);
-    Vec first = load(m + j), second = load(v + j);
-    first += splat(rest1) * (grad - first);
-    second = splat(beta2) * second + splat(rest2) * grad * grad;
-    store(m + j, first);
-    store(v + j, second);
-    // the smallest normal number in the place of 0: its root is 1e-19, which epsilon swallows as it does 0
-    const Vec deviation = second * inverse_sqrt(maximum(second, splat(1.17549435e-38f)));
-    store(x + j, load(x + j) - splat(size) * first * inverse(deviation * splat(root) + splat(epsilon)));
-  }
-  for (; j < n; ++j) {
-    m[j] += rest1 * (g[j] - m[j]);
-    v[j] = beta2 * v[j] + rest2 * g[j] * g[j];
-    x[j] -= size * m[j] / (__builtin_sqrtf(v[j]) * root + epsilon);
+// grad and grad_bias of items.
+inline void item_sums(const BatchSide& item, const BatchSide& user, const LossSetup& loss, const float* errors,
+                      std::int64_t first, std::int64_t last) {
+  switch (loss.padded_dim / kLanes) {
+    case 1:
+      return item_sums_of<1>(item, user, loss, errors, first, last);
+    case 2:
+      return item_sums_of<2>(item, user, loss, errors, first, last);
+    case 4:
+      return item_sums_of<4>(item, user, loss, errors, first, last);
+    case 8:
+      return item_sums_of<8>(item, user, loss, errors, first, last);
+    default:
+      return item_sums_of<0>(item, user, loss, errors, first, last);
   }
 }
 
-inline void apply(const TrainedSide& side, const UpdateSetup& update, std::int64_t e, const float* grad /* [S] */,
-                  float grad_bias) {
+// Asks for all that the optimizer will change in the rows of a tile.
+inline void prefetch_state(const TrainedSide& side, const UpdateSetup& update, const std::int64_t* rows,
+                           std::int64_t n_rows) {
   const std::int64_t s = side.total_clusters;
-  if (update.optimizer == Optimizer::none) {
-    std::memcpy(update.gradients.logits + e * s, grad, s * sizeof(float));
-    if (update.gradients.bias) update.gradients.bias[e] = grad_bias;
-    return;
+  if (update.optimizer == Optimizer::none) return;
+  for (std::int64_t r = 0; r < n_rows; ++r) {
+    prefetch(side.logits + rows[r] * s, s);
+    if (update.optimizer != Optimizer::adam) continue;
+    prefetch(side.logits_m + rows[r] * s, s);
+    prefetch(side.logits_v + rows[r] * s, s);
   }
-  const AdamSchedule& adam = update.adam;
-  const float root = adam.inverse_root[update.step];
-  adam_step(side.logits + e * s, side.logits_m + e * s, side.logits_v + e * s, grad, s, adam.logit_step[update.step], root, adam);
-  if (side.bias)
-    adam_step(side.bias + e, side.bias_m + e, side.bias_v + e, &grad_bias, 1, adam.bias_step[update.step], root, adam);
-  side.next_step[e] = update.step + 1;
 }
 
-void factor_backward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
-                     std::int64_t first, std::int64_t last) {
-  for (std::int64_t r = first; r < last; ++r) {
-    const float share =
-        static_cast<float>(batch.offsets[r + 1] - batch.offsets[r]) / static_cast<float>(loss.batch_size);
-    float* grad = batch.grad + r * loss.padded_dim;
-    const float* z = batch.embeddings + r * loss.padded_dim;
-    for (std::int64_t j = 0; j < side.total_clusters; ++j) grad[j] += 2.0f * loss.l2 * share * z[j];
-    apply(side, update, batch.rows[r], grad, batch.grad_bias[r] + 2.0f * loss.bias_l2 * share * batch.bias[r]);
+inline Vec bias_gradient(const BatchSide& batch, const LossSetup& loss, std::int64_t t, std::int64_t n_rows,
+                         Vec share) {
+  return load_part(batch.grad_bias + t, n_rows) + splat(2.0f * loss.bias_l2) * share * load_part(batch.bias + t, n_rows);
+}
+
+void factor_backward(const TrainedSide& side, const BatchSide& batch, const BatchSide& other, const LossSetup& loss,
+                     const UpdateSetup& update, const float* errors, std::int64_t first, std::int64_t last) {
+  for (std::int64_t t = first; t < last; t += kLanes) {
+    const std::int64_t n_rows = least(kLanes, last - t);
+    prefetch_state(side, update, batch.rows + t, n_rows);
+    if (batch.order) item_sums(batch, other, loss, errors, t, t + n_rows);
+    const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
+    alignas(64) float shares[kLanes];
+    store(shares, share);
+    for (std::int64_t r = 0; r < n_rows; ++r) {
+      const float* z = batch.embeddings + (t + r) * loss.padded_dim;
+      const float* grad = batch.grad + (t + r) * loss.padded_dim;
+      const Vec l2 = splat(2.0f * loss.l2 * shares[r]);
+      update_row(side, update, batch.rows[t + r], [&](std::int64_t c) { return load(grad + c) + l2 * load(z + c); });
+    }
+    update_biases(side, update, batch.rows + t, n_rows, bias_gradient(batch, loss, t, n_rows, share));
   }
+}
+
+// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a: a matrix product with the
+// sums of `block` clusters in registers.
+template <std::int64_t dim, std::int64_t block>
+void add_center_sums(const TrainedSide& side, const float* weights /* [tiles, S, kLanes] */,
+                     const float* h /* [tiles, V d + 1, kLanes] */, std::int64_t n_tiles, std::int64_t v,
+                     std::int64_t k, float* sums) {
+  const std::int64_t s = side.total_clusters, columns = side.n_views * dim + 1, k1 = side.view_offsets[v + 1];
+  for (; k + block <= k1; k += block) {
+    Vec acc[block][dim + 1];
+#pragma GCC unroll 8
+    for (std::int64_t j = 0; j < block; ++j)
+#pragma GCC unroll 17
+      for (std::int64_t c = 0; c <= dim; ++c) acc[j][c] = load(sums + ((k + j) * (dim + 1) + c) * kLanes);
+    for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
+      const float* const row = h + tile * columns * kLanes;
+      Vec w[block];
+#pragma GCC unroll 8
+      for (std::int64_t j = 0; j < block; ++j) w[j] = load(weights + (tile * s + k + j) * kLanes);
+#pragma GCC unroll 17
+      for (std::int64_t c = 0; c <= dim; ++c) {
+        const Vec x = load(row + (c < dim ? v * dim + c : columns - 1) * kLanes);
+#pragma GCC unroll 8
+        for (std::int64_t j = 0; j < block; ++j) acc[j][c] += w[j] * x;
+      }
+    }
+#pragma GCC unroll 8
+    for (std::int64_t j = 0; j < block; ++j)
+#pragma GCC unroll 17
+      for (std::int64_t c = 0; c <= dim; ++c) store(sums + ((k + j) * (dim + 1) + c) * kLanes, acc[j][c]);
+  }
+  if constexpr (block > 1) add_center_sums<dim, block / 2>(side, weights, h, n_tiles, v, k, sums);
+}
+
+// The same for any d.
+inline void add_center_sums_of_any_dim(const TrainedSide& side, const float* weights, const float* h,
+                                       std::int64_t n_tiles, std::int64_t v, float* sums) {
+  const std::int64_t s = side.total_clusters, d = side.view_dim, columns = side.n_views * d + 1;
+  for (std::int64_t k = side.view_offsets[v]; k < side.view_offsets[v + 1]; ++k)
+    for (std::int64_t c = 0; c <= d; ++c) {
+      Vec sum = load(sums + (k * (d + 1) + c) * kLanes);
+      for (std::int64_t tile = 0; tile < n_tiles; ++tile)
+        sum += load(weights + (tile * s + k) * kLanes) *
+               load(h + (tile * columns + (c < d ? v * d + c : columns - 1)) * kLanes);
+      store(sums + (k * (d + 1) + c) * kLanes, sum);
+    }
 }
 
 template <std::int64_t dim>
-void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss,
-                        const UpdateSetup& update, std::int64_t first, std::int64_t last, float* scratch,
-                        float* center_sums) {
+void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const BatchSide& other, const LossSetup& loss,
+                        const UpdateSetup& update, const float* errors, std::int64_t first, std::int64_t last,
+                        float* scratch, float* center_sums) {
   const std::int64_t s = side.total_clusters, d = dim ? dim : side.view_dim, n_views = side.n_views;
-  const std::int64_t padded_clusters = (s + kLanes - 1) / kLanes * kLanes;
+  const std::int64_t columns = n_views * d + 1;
   constexpr std::int64_t most = dim ? dim : kMaxColumns;
   Vec tile[kMaxColumns], q[kMaxColumns], z[kMaxColumns], g[kMaxColumns];
-  alignas(64) float rows[kLanes * kMaxColumns];
   float scales[kMaxColumns];
   entropy_scales(side, scales);
-  std::memset(scratch, 0, s * (d + 1) * kLanes * sizeof(float));
+  float* const sums = scratch;                                            // [S, d + 1, kLanes]
+  float* const all_weights = sums + s * (d + 1) * kLanes;                 // [kTilesTogether, S, kLanes]
+  float* const all_h = all_weights + kTilesTogether * s * kLanes;         // [kTilesTogether, V d + 1, kLanes]
+  std::memset(sums, 0, s * (d + 1) * kLanes * sizeof(float));
+  std::int64_t together = 0;
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
-    if (update.optimizer == Optimizer::adam)  // for the end of this tile
-      for (std::int64_t r = t; r < t + n_rows; ++r) {
-        prefetch(side.logits + batch.rows[r] * s, s);
-        prefetch(side.logits_m + batch.rows[r] * s, s);
-        prefetch(side.logits_v + batch.rows[r] * s, s);
-      }
+    prefetch_state(side, update, batch.rows + t, n_rows);  // for the end of this tile
+    if (batch.order) item_sums(batch, other, loss, errors, t, t + n_rows);
     const float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
+    float* const weights = all_weights + together * s * kLanes;
+    float* const tile_h = all_h + together * columns * kLanes;
     load_transposed([&](std::int64_t r) { return batch.grad + (t + r) * loss.padded_dim; }, n_rows, loss.embedding_dim,
                     g);
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
     if (n_rows < kLanes)  // lanes without a row must add nothing to the centers
       for (std::int64_t c = 0; c < loss.embedding_dim; ++c) g[c] = share > Vec{} ? g[c] : Vec{};
     const Vec l2 = share * splat(2.0f * loss.l2);
-    for (std::int64_t k = 0; k < s; ++k) tile[k] = exp_negative(load(log_weights + k * kLanes));
     if (loss.sum_views) {
       // z of each view is not kept, only their sum is
       for (std::int64_t v = 0; v < n_views; ++v) {
         Vec role[most];
         for (std::int64_t c = 0; c < d; ++c) role[c] = Vec{};
-        for (std::int64_t k = side.view_offsets[v]; k < side.view_offsets[v + 1]; ++k)
-          for (std::int64_t c = 0; c < d; ++c) role[c] += tile[k] * splat(side.centers[k * d + c]);
+        for (std::int64_t k = side.view_offsets[v]; k < side.view_offsets[v + 1]; ++k) {
+          const Vec w = exp_negative(load(log_weights + k * kLanes));
+          for (std::int64_t c = 0; c < d; ++c) role[c] += w * splat(side.centers[k * d + c]);
+        }
         for (std::int64_t c = 0; c < d; ++c) {
           z[v * d + c] = role[c];
           g[c] += l2 * role[c];
@@ -403,59 +416,66 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const L
       for (std::int64_t c = 0; c < loss.embedding_dim; ++c) g[c] += l2 * z[c];
     }
     const Vec a = share * splat(loss.proximity / static_cast<float>(n_views)), twice_a = a + a;
+    store(tile_h + (columns - 1) * kLanes, twice_a);
     for (std::int64_t v = 0; v < n_views; ++v) {
       const std::int64_t k0 = side.view_offsets[v], k1 = side.view_offsets[v + 1];
       const Vec* gv = g + (loss.sum_views ? 0 : v * d);
       const Vec entropy_scale = share * splat(loss.entropy * scales[v]);
       Vec h[most];  // g - 2 a z
-      for (std::int64_t c = 0; c < d; ++c) h[c] = gv[c] - twice_a * z[v * d + c];
-      Vec heaviest{}, q_heaviest{};
+      for (std::int64_t c = 0; c < d; ++c) {
+        h[c] = gv[c] - twice_a * z[v * d + c];
+        store(tile_h + (v * d + c) * kLanes, h[c]);
+      }
+      // The mean of q is taken relative to the q of the heaviest cluster so far, so that nothing cancels where one
+      // weight is almost 1.
+      Vec heaviest{}, origin{}, total{}, mean{};
       for (std::int64_t k = k0; k < k1; ++k) {
-        const Vec w = tile[k];
+        const Vec log_w = load(log_weights + k * kLanes), w = exp_negative(log_w);
         const float* center = side.centers + k * d;
-        float* sums = scratch + k * (d + 1) * kLanes;
-        Vec dot{};
-        for (std::int64_t c = 0; c < d; ++c) {
-          dot += h[c] * splat(center[c]);
-          store(sums + c * kLanes, load(sums + c * kLanes) + w * h[c]);
-        }
-        store(sums + d * kLanes, load(sums + d * kLanes) + twice_a * w);
         // the entropy's gradient at A_k is -scale w (ln w + H): as if ∂/∂w were -scale ln w
-        q[k] = dot + a * splat(side.center_norms[k]) - entropy_scale * load(log_weights + k * kLanes);
-        q_heaviest = w > heaviest ? q[k] : q_heaviest;
+        Vec qk = a * splat(side.center_norms[k]) - entropy_scale * log_w;
+        for (std::int64_t c = 0; c < d; ++c) qk += h[c] * splat(center[c]);
+        const Vec difference = qk - origin;
+        const auto heavier = w > heaviest;
+        mean += (heavier ? -total : w) * difference;
+        origin = heavier ? qk : origin;
+        total += w;
         heaviest = maximum(w, heaviest);
+        q[k] = qk;
+        store(weights + k * kLanes, w);
       }
-      // Relative to the heaviest cluster's q, so that nothing cancels where its weight is almost 1.
-      Vec mean{};
-      for (std::int64_t k = k0; k < k1; ++k) {
-        q[k] -= q_heaviest;
-        mean += tile[k] * q[k];
-      }
-      for (std::int64_t k = k0; k < k1; ++k) tile[k] *= q[k] - mean;
+      for (std::int64_t k = k0; k < k1; ++k) tile[k] = load(weights + k * kLanes) * ((q[k] - origin) - mean);
     }
-    store_transposed(tile, n_rows, s, [&](std::int64_t r) { return rows + r * padded_clusters; });
-    for (std::int64_t r = 0; r < n_rows; ++r) {
-      const float grad_bias = batch.grad_bias[t + r] + 2.0f * loss.bias_l2 * share[r] * batch.bias[t + r];
-      apply(side, update, batch.rows[t + r], rows + r * padded_clusters, grad_bias);
+    update_tile(side, update, batch.rows + t, n_rows, tile);
+    update_biases(side, update, batch.rows + t, n_rows, bias_gradient(batch, loss, t, n_rows, share));
+    if (++together < kTilesTogether && t + kLanes < last) continue;
+    for (std::int64_t v = 0; v < n_views; ++v) {
+      if constexpr (dim)
+        add_center_sums<dim, (kLanes < 16 ? 10 : 20) / (dim + 1) >= 4 ? 4 : (kLanes < 16 ? 10 : 20) / (dim + 1) >= 2 ? 2 : 1>(
+            side, all_weights, all_h, together, v, side.view_offsets[v], sums);
+      else
+        add_center_sums_of_any_dim(side, all_weights, all_h, together, v, sums);
     }
+    together = 0;
   }
-  sum_all_lanes(scratch, s * (d + 1), center_sums);
+  sum_all_lanes(sums, s * (d + 1), center_sums);
 }
 
-void entity_backward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
-                     std::int64_t first, std::int64_t last, float* scratch, float* center_sums) {
-  if (!side.centers) return factor_backward(side, batch, loss, update, first, last);
+void entity_backward(const TrainedSide& side, const BatchSide& batch, const BatchSide& other, const LossSetup& loss,
+                     const UpdateSetup& update, const float* errors, std::int64_t first, std::int64_t last,
+                     float* scratch, float* center_sums) {
+  if (!side.centers) return factor_backward(side, batch, other, loss, update, errors, first, last);
   switch (side.view_dim) {
     case 2:
-      return entity_backward_of<2>(side, batch, loss, update, first, last, scratch, center_sums);
+      return entity_backward_of<2>(side, batch, other, loss, update, errors, first, last, scratch, center_sums);
     case 4:
-      return entity_backward_of<4>(side, batch, loss, update, first, last, scratch, center_sums);
+      return entity_backward_of<4>(side, batch, other, loss, update, errors, first, last, scratch, center_sums);
     case 8:
-      return entity_backward_of<8>(side, batch, loss, update, first, last, scratch, center_sums);
+      return entity_backward_of<8>(side, batch, other, loss, update, errors, first, last, scratch, center_sums);
     case 16:
-      return entity_backward_of<16>(side, batch, loss, update, first, last, scratch, center_sums);
+      return entity_backward_of<16>(side, batch, other, loss, update, errors, first, last, scratch, center_sums);
     default:
-      return entity_backward_of<0>(side, batch, loss, update, first, last, scratch, center_sums);
+      return entity_backward_of<0>(side, batch, other, loss, update, errors, first, last, scratch, center_sums);
   }
 }
 

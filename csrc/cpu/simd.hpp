@@ -31,7 +31,37 @@ inline Vec load(const float* p /* [kLanes], any alignment */) {
 
 inline void store(float* p /* [kLanes], any alignment */, Vec v) { std::memcpy(p, &v, sizeof(v)); }
 
-inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
+// The first `n` <= kLanes numbers; zero in the other lanes.
+inline Vec load_part(const float* p /* [n] */, std::int64_t n) {
+  if (n == kLanes) return load(p);
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  Vec v{};
+  for (std::int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
+  return v;
+#endif
+}
+
+// The first `n` <= kLanes lanes.
+inline void store_part(float* p /* [n] */, Vec v, std::int64_t n) {
+  if (n == kLanes) return store(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#else
+  for (std::int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+#endif
+}
+
+inline Vec maximum(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 inline IntVec bits(Vec v) {
   IntVec i;
@@ -51,22 +81,20 @@ inline float sum_lanes(Vec v) {
   return total;
 }
 
-// e^x for x <= 0, relative error below 2e-7; what would be below the smallest normal number becomes that number.
+// e^x for x <= 0, relative error below 2e-7 + 2e-8 |x|; what would be below the smallest normal number becomes about that.
 inline Vec exp_negative(Vec x) {
   x = maximum(x, splat(-87.0f));
-  // adding and taking away 1.5 * 2^23 rounds to an integer, which then also stands in the low bits
-  const Vec magic = splat(12582912.0f);
-  const Vec shifted = x * splat(1.44269504f) + magic;
-  const Vec n = shifted - magic;
-  const Vec r = x - n * splat(0.693145752f) - n * splat(1.42860677e-6f);
-  Vec p = splat(1.98756915e-4f);
-  p = p * r + splat(1.39819995e-3f);
-  p = p * r + splat(8.33345190e-3f);
-  p = p * r + splat(4.16657962e-2f);
-  p = p * r + splat(1.66666657e-1f);
-  p = p * r + splat(5.00000012e-1f);
-  p = p * r * r + r + splat(1.0f);
-  return from_bits(bits(p) + ((bits(shifted) - bits(magic)) << 23));
+  // x / ln 2 = n + r: adding 1.5 * 2^23 rounds to an integer, which then also stands in the low bits
+  const Vec magic = splat(12582912.0f), inverse_ln2 = splat(1.44269504f);
+  const Vec shifted = x * inverse_ln2 + magic;
+  const Vec r = x * inverse_ln2 - (shifted - magic);
+  Vec p = splat(1.326472731e-3f);  // 2^r for |r| <= 1/2
+  p = p * r + splat(9.671512991e-3f);
+  p = p * r + splat(5.550733581e-2f);
+  p = p * r + splat(2.402224243e-1f);
+  p = p * r + splat(6.931470037e-1f);
+  p = p * r + splat(1.0f);
+  return from_bits(bits(p) + (bits(shifted) << 23));
 }
 
 // ln x for normal x >= 1, absolute error below 2e-7 relative to max(1, |ln x|).
@@ -114,27 +142,40 @@ inline Vec inverse(Vec x) {
   return y * (splat(2.0f) - x * y);
 }
 
-// One stage of `transpose`: swaps the lanes and rows whose numbers differ in the bit `step`.
+// Lanes of two vectors, those whose number has the bit `step` swapped for the other's: a stage of a transpose.
 template <std::int64_t step>
-inline void transpose_stage(Vec* rows /* [kLanes] */) {
+inline void exchange(Vec& a, Vec& b) {
   IntVec low{}, high{};
 #pragma GCC unroll 16
   for (std::int64_t j = 0; j < kLanes; ++j) {
     low[j] = static_cast<std::int32_t>(j & step ? kLanes + (j ^ step) : j);
     high[j] = static_cast<std::int32_t>(j & step ? kLanes + j : j | step);
   }
-#pragma GCC unroll 16
-  for (std::int64_t i = 0; i < kLanes; ++i) {
-    if (i & step) continue;
-    const Vec a = rows[i], b = rows[i | step];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i | step] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (2 * step < kLanes) transpose_stage<2 * step>(rows);
+  const Vec x = a, y = b;
+  a = __builtin_shuffle(x, y, low);
+  b = __builtin_shuffle(x, y, high);
 }
 
 // In place: row i, lane j <-> row j, lane i.
-inline void transpose(Vec* rows /* [kLanes] */) { transpose_stage<1>(rows); }
+template <std::int64_t step = 1>
+inline void transpose(Vec* rows /* [kLanes] */) {
+#pragma GCC unroll 16
+  for (std::int64_t i = 0; i < kLanes; ++i)
+    if (!(i & step)) exchange<step>(rows[i], rows[i | step]);
+  if constexpr (2 * step < kLanes) transpose<2 * step>(rows);
+}
+
+// The sum of the lanes of row i in lane i; overwrites the rows.
+template <std::int64_t step = 1>
+inline Vec sums_of_rows(Vec* rows /* [kLanes] */) {
+#pragma GCC unroll 16
+  for (std::int64_t i = 0; i < kLanes; i += 2 * step) {
+    exchange<step>(rows[i], rows[i | step]);
+    rows[i] += rows[i | step];
+  }
+  if constexpr (2 * step < kLanes) return sums_of_rows<2 * step>(rows);
+  return rows[0];
+}
 
 }  // namespace
 }  // namespace mfdmc

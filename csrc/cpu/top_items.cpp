@@ -5,6 +5,8 @@
 #include <numeric>
 #include <vector>
 
+#include "cpu/team.hpp"
+
 namespace mfdmc {
 namespace {
 
@@ -23,57 +25,58 @@ void top_items(const float* users, std::int64_t n_users, const float* items, std
   for (std::int64_t i = 0; i < n_items; ++i)
     for (std::int64_t c = 0; c < dim; ++c) turned[(i / kItems * dim + c) * kItems + i % kItems] = items[i * dim + c];
 
-#pragma omp parallel num_threads(n_threads)
-  {
-    std::vector<float> row(groups * kItems);
-    std::vector<std::int64_t> order(n_items);
-#pragma omp for schedule(dynamic, 1)
-    for (std::int64_t first = 0; first < n_users; first += kUsers)
-      for (std::int64_t u = first; u < std::min(n_users, first + kUsers); ++u) {
-        for (std::int64_t g = 0; g < groups; ++g) {
-          float sums[kItems] = {};
-          for (std::int64_t c = 0; c < dim; ++c) {
-            const float z = users[u * dim + c];
-            const float* neighbours = turned.data() + (g * dim + c) * kItems;
-            for (std::int64_t lane = 0; lane < kItems; ++lane) sums[lane] += z * neighbours[lane];
-          }
-          std::copy(sums, sums + kItems, row.data() + g * kItems);
+  Team& team = Team::mine(n_threads);
+  // allocated here, as a task must not throw
+  std::vector<std::vector<float>> rows(team.size(), std::vector<float>(groups * kItems));
+  std::vector<std::vector<std::int64_t>> orders(team.size(), std::vector<std::int64_t>(n_items));
+  team.run((n_users + kUsers - 1) / kUsers, [&](std::int64_t task, int member) {
+    std::vector<float>& row = rows[member];
+    std::vector<std::int64_t>& order = orders[member];
+    for (std::int64_t u = task * kUsers; u < std::min(n_users, (task + 1) * kUsers); ++u) {
+      for (std::int64_t g = 0; g < groups; ++g) {
+        float sums[kItems] = {};
+        for (std::int64_t c = 0; c < dim; ++c) {
+          const float z = users[u * dim + c];
+          const float* neighbours = turned.data() + (g * dim + c) * kItems;
+          for (std::int64_t lane = 0; lane < kItems; ++lane) sums[lane] += z * neighbours[lane];
         }
-        if (item_bias)
-          for (std::int64_t i = 0; i < n_items; ++i) row[i] += item_bias[i];
-        if (exclude_offsets)
-          for (std::int64_t q = exclude_offsets[u]; q < exclude_offsets[u + 1]; ++q) row[exclude_items[q]] = none;
-        std::int64_t* best = found + u * n;
-        std::int64_t kept = 0;
-        const auto before = [&](std::int64_t a, std::int64_t b) {
-          return row[a] > row[b] || (row[a] == row[b] && a < b);
-        };
-        if (n >= n_items / 8) {
-          std::iota(order.begin(), order.end(), 0);
-          kept = std::min(n, n_items);
-          std::partial_sort(order.begin(), order.begin() + kept, order.end(), before);
-          std::copy(order.begin(), order.begin() + kept, best);
-        } else {
-          // a heap whose front is the worst of the best so far
-          for (std::int64_t i = 0; i < n_items; ++i) {
-            if (kept < n) {
-              best[kept++] = i;
-              std::push_heap(best, best + kept, before);
-            } else if (row[i] > row[best[0]]) {  // an equal score comes later in item order, so it does not get in
-              std::pop_heap(best, best + kept, before);
-              best[kept - 1] = i;
-              std::push_heap(best, best + kept, before);
-            }
-          }
-          std::sort_heap(best, best + kept, before);
-        }
-        for (std::int64_t k = 0; k < n; ++k) {
-          const bool there = k < kept && row[best[k]] > none;
-          scores[u * n + k] = there ? row[best[k]] : none;
-          if (!there) best[k] = -1;
-        }
+        std::copy(sums, sums + kItems, row.data() + g * kItems);
       }
-  }
+      if (item_bias)
+        for (std::int64_t i = 0; i < n_items; ++i) row[i] += item_bias[i];
+      if (exclude_offsets)
+        for (std::int64_t q = exclude_offsets[u]; q < exclude_offsets[u + 1]; ++q) row[exclude_items[q]] = none;
+      std::int64_t* best = found + u * n;
+      std::int64_t kept = 0;
+      const auto before = [&](std::int64_t a, std::int64_t b) {
+        return row[a] > row[b] || (row[a] == row[b] && a < b);
+      };
+      if (n >= n_items / 8) {
+        std::iota(order.begin(), order.end(), 0);
+        kept = std::min(n, n_items);
+        std::partial_sort(order.begin(), order.begin() + kept, order.end(), before);
+        std::copy(order.begin(), order.begin() + kept, best);
+      } else {
+        // a heap whose front is the worst of the best so far
+        for (std::int64_t i = 0; i < n_items; ++i) {
+          if (kept < n) {
+            best[kept++] = i;
+            std::push_heap(best, best + kept, before);
+          } else if (row[i] > row[best[0]]) {  // an equal score comes later in item order, so it does not get in
+            std::pop_heap(best, best + kept, before);
+            best[kept - 1] = i;
+            std::push_heap(best, best + kept, before);
+          }
+        }
+        std::sort_heap(best, best + kept, before);
+      }
+      for (std::int64_t k = 0; k < n; ++k) {
+        const bool there = k < kept && row[best[k]] > none;
+        scores[u * n + k] = there ? row[best[k]] : none;
+        if (!there) best[k] = -1;
+      }
+    }
+  });
 }
 
 }  // namespace mfdmc

@@ -5,29 +5,48 @@
 
 #include "cpu/batch_step.hpp"
 #include "cpu/batches.hpp"
+#include "cpu/team.hpp"
 
 namespace mfdmc {
 
 class Trainer {
  public:
-  Trainer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, const Kernels& kernels, int n_threads)
-      : dealer_(store, n_batches, seed), step_(kernels, n_threads), n_threads_(n_threads) {}
+  Trainer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, const Kernels& kernels)
+      : n_batches_(n_batches), dealer_(store, n_batches, seed), step_(kernels) {}
 
-  void start_epoch(std::uint64_t epoch) { dealer_.start_epoch(epoch, n_threads_); }
+  void start_epoch(std::uint64_t epoch) {
+    dealer_.start_epoch(epoch);
+    grouped_ = -1;
+  }
 
   // One step on batch b of the epoch that was started; `n_ratings` becomes the size of the batch.
   LossValues step(std::int64_t b, const TrainedSide& user, const TrainedCenters& user_centers, const TrainedSide& item,
-                  const TrainedCenters& item_centers, StepSetup setup, std::int64_t* n_ratings) {
-    dealer_.make_batch(b, n_threads_, batch_);
-    *n_ratings = setup.loss.batch_size = batch_.size();
-    return step_.run(batch_, user, user_centers, item, item_centers, setup);
+                  const TrainedCenters& item_centers, StepSetup setup, Team& team, std::int64_t* n_ratings) {
+    if (grouped_ != b) {
+      if (!dealer_.holds(b)) dealer_.deal(b, team);
+      dealer_.begin(b, team.size(), grouping_, batches_[b % 2]);
+      team.run(grouping_.pieces(), [&](std::int64_t piece, int) { grouping_.count(static_cast<int>(piece)); });
+      grouping_.place();
+      team.run(grouping_.pieces(), [&](std::int64_t piece, int) { grouping_.fill(static_cast<int>(piece)); });
+    }
+    const GroupedBatch& batch = batches_[b % 2];
+    *n_ratings = setup.loss.batch_size = batch.n_ratings;
+    // what is dealt at the moment stays where it is as long as this batch needs it
+    const bool more = b + 1 < n_batches_ && dealer_.holds(b + 1);
+    if (more) dealer_.begin(b + 1, team.size(), grouping_, batches_[(b + 1) % 2]);
+    const LossValues loss =
+        step_.run(batch, user, user_centers, item, item_centers, setup, team, more ? &grouping_ : nullptr);
+    grouped_ = more ? b + 1 : -1;
+    return loss;
   }
 
  private:
+  std::int64_t n_batches_;
   Dealer dealer_;
+  Grouping grouping_;
+  GroupedBatch batches_[2];
+  std::int64_t grouped_ = -1;  // the batch that is ready, in batches_[grouped_ % 2]
   BatchStep step_;
-  GroupedBatch batch_;
-  int n_threads_;
 };
 
 }  // namespace mfdmc

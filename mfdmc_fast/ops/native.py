@@ -57,8 +57,8 @@ def why_unavailable() -> str | None:
     return loaded if isinstance(loaded, str) else None
 
 
-def build_info() -> dict[str, str | bool]:
-    """Compiler, OpenMP (bool) and instruction set of the C++ module; raises BackendUnavailable without it."""
+def build_info() -> dict[str, str]:
+    """Compiler and instruction set of the C++ module; raises BackendUnavailable without it."""
     return dict(_module().build_info())
 
 
