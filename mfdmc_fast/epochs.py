@@ -96,12 +96,10 @@ class NativeEpochs:
     def __init__(self, model: RatingModel, batches: BatchIterator) -> None:
         self._model, self._batches = model, batches
         self.optimizer: OptimizerState = _NativeAdam(model)
-        dataset, order = batches.dataset, batches.dataset.order
-        counts = np.bincount(dataset.user_idx, minlength=model.n_entities["user"])
         self._trainer = native.Trainer(
-            user_offsets=np.concatenate([[0], np.cumsum(counts)]),
-            items=dataset.item_idx[order],
-            ratings=dataset.ratings[order],
+            user_offsets=batches.dataset.user_offsets,
+            items=batches.dataset.item_idx,
+            ratings=batches.dataset.ratings,
             n_items=model.n_entities["item"],
             n_batches=batches.n_batches,
             seed=batches.seed,

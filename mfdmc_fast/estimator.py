@@ -115,20 +115,16 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         model: RatingModel = self._model_class(
             len(train.users), len(train.items), config, float(ratings.ratings.mean())
         ).to(config.device)
+        validation = None if watched is None else RatingsDataset.encode(watched, train.users, train.items)
+        del ratings, watched  # training needs them no more: room for sorting
+        train = train.sorted()
         if progress:
             from mfdmc_fast.progress import ProgressBar
 
             callbacks = [*callbacks, ProgressBar()]
-        history = train_model(
-            model,
-            train,
-            None if watched is None else RatingsDataset.encode(watched, train.users, train.items),
-            callbacks,
-            scale,
-        )
-        self._adopt(
-            FittedState(type(self).__name__, model, train.users, train.items, scale, _seen_items(train), history)
-        )
+        history = train_model(model, train, validation, callbacks, scale)
+        seen = SeenItems(train.user_offsets, train.item_idx)
+        self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
         return self
 
     def predict(
@@ -513,13 +509,6 @@ def _paired(users: Any, items: Any) -> tuple[Any, Any]:
     if np.ndim(items) == 0:
         return users, [items] * n_users
     raise DataError(f"users and items must be equally long, got {n_users} and {n_items}")
-
-
-def _seen_items(train: RatingsDataset) -> SeenItems:
-    counts = np.bincount(train.user_idx, minlength=len(train.users))
-    return SeenItems(
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), train.item_idx[train.order].astype(np.int32)
-    )
 
 
 def _seen_of(seen: SeenItems, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from mfdmc_fast.model import RatingModel
+from mfdmc_fast.data.blocks import blocks
+from mfdmc_fast.model import SIDES, RatingModel
 
 # pairs scored at a time: bounds the memory of the gathered embeddings
 _PAIRS_PER_BLOCK = 1 << 20
@@ -14,8 +17,8 @@ _PAIRS_PER_BLOCK = 1 << 20
 
 def predict_rows(
     model: RatingModel,
-    user_idx: npt.NDArray[np.int64],
-    item_idx: npt.NDArray[np.int64],
+    user_idx: npt.NDArray[np.signedinteger[Any]],
+    item_idx: npt.NDArray[np.signedinteger[Any]],
     scale: tuple[float, float] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Predicted ratings of index pairs; -1 marks an unknown user or item.
@@ -25,26 +28,26 @@ def predict_rows(
 
     Args:
         model: trained parameters.
-        user_idx, item_idx: [N] int64 in [-1, n).
+        user_idx, item_idx: [N] int32 or int64 in [-1, n).
         scale: lowest and highest rating to clip to, or None.
 
     Returns:
         [N] float32, rating points.
     """
-    known_user, known_item = user_idx >= 0, item_idx >= 0
-    known = known_user & known_item
-    out = np.full(len(user_idx), model.train_mean, dtype=np.float32)
-    for bias, rows, usable in (
-        (model.bias("user"), user_idx, known_user & ~known_item),
-        (model.bias("item"), item_idx, known_item & ~known_user),
-    ):
-        if bias is not None:
-            out[usable] += bias.cpu().numpy()[rows[usable]]
-    positions = np.flatnonzero(known)
+    biases = [None if bias is None else bias.cpu().numpy() for bias in map(model.bias, SIDES)]
     device = next(model.parameters()).device
-    for block in np.array_split(positions, -(-len(positions) // _PAIRS_PER_BLOCK) or 1):
-        scores = model.score_pairs(
-            torch.from_numpy(user_idx[block]).to(device), torch.from_numpy(item_idx[block]).to(device)
-        )
-        out[block] = scores.float().cpu().numpy()
-    return out if scale is None else out.clip(*scale)
+    out = np.full(len(user_idx), model.train_mean, dtype=np.float32)
+    for block in blocks(len(out), _PAIRS_PER_BLOCK):
+        users, items, predictions = user_idx[block], item_idx[block], out[block]
+        known_user, known_item = users >= 0, items >= 0
+        for bias, rows, usable in zip(
+            biases, (users, items), (known_user & ~known_item, known_item & ~known_user), strict=True
+        ):
+            if bias is not None:
+                predictions[usable] += bias[rows[usable]]
+        known = known_user & known_item
+        scores = model.score_pairs(*(torch.from_numpy(rows[known]).to(device, torch.int64) for rows in (users, items)))
+        predictions[known] = scores.float().cpu().numpy()
+        if scale is not None:
+            predictions.clip(*scale, out=predictions)
+    return out

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from mfdmc_fast import metrics
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2
 from mfdmc_fast.data.batches import BatchIterator
+from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
@@ -114,7 +114,8 @@ def fit(
 
     Args:
         model: its rows are those of the dataset's vocabularies.
-        train: encoded ratings without unknown ids.
+        train: encoded ratings without unknown ids. Unless they are in (user, item) order, `RatingsDataset.sorted`
+            copies them, and memory for both is needed unless the caller lets go of it.
         validation: watched each epoch, never trained on; unknown ids get the documented fallback.
         callbacks: called in order.
         scale: lowest and highest rating, to which predictions are clipped for validation; None: those of `train`.
@@ -134,8 +135,11 @@ def fit(
         wanted = "patience" if config.patience is not None else "keep='best'"
         raise ConfigError(f"{wanted} needs validation ratings: pass validation= or set validation_fraction")
 
+    start = time.perf_counter()
     try:
+        train = train.sorted()  # here, so that the unsorted ratings can go
         history = _train(model, train, validation if watched else None, callbacks, scale)
+        history.seconds = time.perf_counter() - start
         for callback in callbacks:
             callback.on_train_end(history)
     finally:
@@ -159,7 +163,6 @@ def _train(
     scale: tuple[float, float] | None,
 ) -> TrainingHistory:
     config = model.config
-    start = time.perf_counter()
     batches = BatchIterator(train, config.batch_size, config.seed, config.device)
     scale = scale or train.scale
     history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
@@ -212,7 +215,6 @@ def _train(
     if config.keep == "best" and best is not None:
         history.kept_epoch = best[1]
         _restore(model, best[2])
-    history.seconds = time.perf_counter() - start
     return history
 
 
@@ -225,10 +227,7 @@ def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:
 def _trained_entities(model: RatingModel, train: RatingsDataset) -> dict[SideName, torch.Tensor]:
     device = next(model.parameters()).device
     rows = {"user": train.user_idx, "item": train.item_idx}
-    return {
-        side: torch.from_numpy(np.bincount(rows[side], minlength=model.n_entities[side]) > 0).to(device)
-        for side in SIDES
-    }
+    return {side: torch.from_numpy(count_rows(rows[side], model.n_entities[side]) > 0).to(device) for side in SIDES}
 
 
 def _snapshot(model: RatingModel) -> dict[str, Any]:

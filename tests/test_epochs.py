@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,18 @@ def test_batches_are_those_of_the_iterator(data: RatingsDataset) -> None:
             assert (done, failed) == (number + 1, False)
             errors = (batch.ratings.double() - model.global_mean).square()
             assert sums[1] == pytest.approx(errors.sum().item(), rel=1e-5)
+
+
+def test_the_engine_works_on_the_arrays_of_the_sorted_dataset(
+    data: RatingsDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: dict[str, Any] = {}
+    module = native._module()
+    monkeypatch.setattr(native, "_module", lambda: SimpleNamespace(Trainer=taken.update, Schedule=module.Schedule))
+    batches = BatchIterator(data, 100, 0)
+    NativeEpochs(_model(CONFIGS["funkmf"], data), batches)
+    assert taken["items"] is batches.dataset.item_idx
+    assert taken["ratings"] is batches.dataset.ratings
 
 
 def test_rows_that_no_batch_touches_for_long_catch_up() -> None:

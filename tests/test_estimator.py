@@ -509,7 +509,8 @@ class TestPredict:
         lowest, highest = fitted.rating_scale_
         assert ((predictions >= lowest) & (predictions <= highest)).all()
         encoded = RatingsDataset.encode(ratings, fitted.users_, fitted.items_)
-        scores = fitted.model_.score_pairs(torch.from_numpy(encoded.user_idx), torch.from_numpy(encoded.item_idx))
+        pairs = (torch.from_numpy(idx).long() for idx in (encoded.user_idx, encoded.item_idx))
+        scores = fitted.model_.score_pairs(*pairs)
         np.testing.assert_allclose(predictions, scores.clip(lowest, highest), rtol=1e-6)
 
     @pytest.mark.parametrize("user", UNKNOWN, ids=repr)

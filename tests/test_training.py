@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -681,6 +683,23 @@ def test_smallest_model_and_batches(train: RatingsDataset) -> None:
     model, history = run(few, n_views=1, n_clusters=1, view_dim=1, batch_size=1, min_clusters=1, epochs=2)
     assert np.isfinite(all_predictions(model)).all()
     assert history.epochs[0].loss["entropy"] == history.epochs[0].loss["spread"] == 0.0
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, a call held its arguments to the end")
+def test_unsorted_ratings_that_nobody_else_holds_are_let_go(train: RatingsDataset) -> None:
+    unsorted: list[weakref.ref[RatingsDataset]] = []
+
+    def made() -> RatingsDataset:
+        dataset = train.take(np.arange(len(train))[::-1])
+        unsorted.append(weakref.ref(dataset))
+        return dataset
+
+    class Look(Callback):
+        def on_train_start(self, model: RatingModel, n_batches: int, epochs: int) -> None:
+            assert unsorted[0]() is None
+
+    fit(make_model(train, epochs=1), made(), callbacks=(Look(),))
+    assert len(unsorted) == 1
 
 
 def test_no_ratings_or_unknown_ids_are_refused(train: RatingsDataset) -> None:

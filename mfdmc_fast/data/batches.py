@@ -40,10 +40,11 @@ class BatchIterator:
     whatever was iterated before, so a run can be continued at any epoch.
 
     Attributes:
+        dataset: the ratings in (user, item) order.
         n_batches: batches of an epoch.
 
     Args:
-        dataset: encoded ratings without unknown ids.
+        dataset: encoded ratings without unknown ids; sorted ones are not copied.
         batch_size: upper bound of ratings per batch, or None for `default_batch_size`.
         seed: 0 or more.
         device: where the batches go.
@@ -55,11 +56,9 @@ class BatchIterator:
     def __init__(self, dataset: RatingsDataset, batch_size: int | None, seed: int, device: str = "cpu") -> None:
         if len(dataset) == 0:
             raise DataError("there are no ratings to train on")
-        if not dataset.known.all():
-            raise DataError(f"{int((~dataset.known).sum())} ratings have ids that are not in the vocabularies")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}: must be 1 or more")
-        self.dataset = dataset
+        self.dataset = dataset.sorted()
         self.seed = seed
         self.device = device
         self.batch_size = batch_size or default_batch_size(len(dataset))
@@ -67,14 +66,15 @@ class BatchIterator:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Batches of one epoch; `number` and the seed fix their content and order."""
-        dealt = deal(len(self.dataset.order), self.n_batches, self.seed, number)
+        n_ratings = len(self.dataset)
+        dealt = deal(n_ratings, self.n_batches, self.seed, number)
         starts = np.arange(len(dealt)) * self.n_batches
         for batch in range(self.n_batches):
             positions = starts + dealt[:, batch]
-            rows = self.dataset.order[positions[positions < len(self.dataset.order)]]
+            rows = positions[positions < n_ratings]
             yield Batch(
-                torch.from_numpy(self.dataset.user_idx[rows]).to(self.device),
-                torch.from_numpy(self.dataset.item_idx[rows]).to(self.device),
+                torch.from_numpy(self.dataset.user_idx[rows]).to(self.device, torch.int64),
+                torch.from_numpy(self.dataset.item_idx[rows]).to(self.device, torch.int64),
                 torch.from_numpy(self.dataset.ratings[rows]).to(self.device),
             )
 

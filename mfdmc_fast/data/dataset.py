@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mfdmc_fast.data.blocks import BLOCK, blocks, count_rows
 from mfdmc_fast.data.ratings import Ratings
 from mfdmc_fast.data.vocabulary import Vocabulary
 from mfdmc_fast.errors import DataError
@@ -15,20 +16,37 @@ from mfdmc_fast.errors import DataError
 
 @dataclass(frozen=True, eq=False)
 class RatingsDataset:
-    """Ratings as index triples with their vocabularies.
+    """Ratings as index triples with their vocabularies: 12 bytes a rating.
 
     Attributes:
-        user_idx: [N] int64 rows of `users`; -1 only where `encode` met an unknown id.
-        item_idx: [N] int64 rows of `items`, likewise.
+        user_idx: [N] int32 rows of `users`; -1 only where `encode` met an unknown id.
+        item_idx: [N] int32 rows of `items`, likewise.
         ratings: [N] float32, rating points.
         users, items: vocabularies, raw id ↔ row.
+
+    Arrays of other integers or floats are copied into these types.
+
+    Raises:
+        DataError: arrays of different lengths, row numbers that are not in the vocabularies, or vocabularies that int32
+            cannot number.
     """
 
-    user_idx: npt.NDArray[np.int64]
-    item_idx: npt.NDArray[np.int64]
+    user_idx: npt.NDArray[np.int32]
+    item_idx: npt.NDArray[np.int32]
     ratings: npt.NDArray[np.float32]
     users: Vocabulary
     items: Vocabulary
+
+    def __post_init__(self) -> None:
+        columns = {
+            "user_idx": _as_rows("user_idx", self.user_idx, len(self.users)),
+            "item_idx": _as_rows("item_idx", self.item_idx, len(self.items)),
+            "ratings": np.ascontiguousarray(self.ratings, dtype=np.float32),
+        }
+        for name, column in columns.items():
+            if column.shape != (len(self.ratings),):
+                raise DataError(f"{len(self.ratings)} ratings, but {name} has the shape {column.shape}")
+            object.__setattr__(self, name, column)
 
     @classmethod
     def from_ratings(cls, ratings: Ratings) -> RatingsDataset:
@@ -52,12 +70,12 @@ class RatingsDataset:
     @classmethod
     def encode(cls, ratings: Ratings, users: Vocabulary, items: Vocabulary) -> RatingsDataset:
         """Encode with given vocabularies; unknown ids become -1."""
-        largest = float(np.abs(ratings.ratings).max(initial=0.0))
+        largest = max(ratings.ratings.max(initial=0.0), -ratings.ratings.min(initial=0.0))
         if largest > float(np.finfo(np.float32).max):
             raise DataError(f"ratings reach {largest:g}, beyond single precision; rescale them", source=ratings.source)
         return cls(
-            users.encode(ratings.users),
-            items.encode(ratings.items),
+            _encoded(ratings.users, users),
+            _encoded(ratings.items, items),
             ratings.ratings.astype(np.float32),
             users,
             items,
@@ -66,28 +84,87 @@ class RatingsDataset:
     def __len__(self) -> int:
         return len(self.ratings)
 
-    @cached_property
-    def order(self) -> npt.NDArray[np.int64]:
-        """[N] the ratings by (user, item), repeats in their own order; needs every id to be known."""
-        by_item = _stable_order(self.item_idx)
-        return by_item[_stable_order(self.user_idx[by_item])]
+    def sorted(self) -> RatingsDataset:
+        """The ratings in (user, item) order, repeats in their own order: the dataset itself where it is in that order.
+
+        What sorting needs besides the copy is small.
+
+        Raises:
+            DataError: ids that are not in the vocabularies.
+        """
+        unknown = sum(np.count_nonzero((self.user_idx[b] < 0) | (self.item_idx[b] < 0)) for b in blocks(len(self)))
+        if unknown:
+            raise DataError(f"{unknown} ratings have ids that are not in the vocabularies")
+        return self if self._is_sorted() else self._sorted_copy()
 
     @property
-    def known(self) -> npt.NDArray[np.bool_]:
-        """[N] True where both ids are in the vocabularies."""
-        return (self.user_idx >= 0) & (self.item_idx >= 0)
+    def user_offsets(self) -> npt.NDArray[np.int64]:
+        """[n_users + 1] in user order, user u has the ratings offsets[u] : offsets[u + 1]; needs every user known."""
+        return np.concatenate([[0], np.cumsum(count_rows(self.user_idx, len(self.users)))])
 
     @property
     def scale(self) -> tuple[float, float]:
         """Lowest and highest rating, rating points."""
         return float(self.ratings.min()), float(self.ratings.max())
 
+    def _is_sorted(self) -> bool:
+        for block in blocks(len(self) - 1):
+            following = slice(block.start + 1, block.stop + 1)
+            users, next_users = self.user_idx[block], self.user_idx[following]
+            items_fall = self.item_idx[following] < self.item_idx[block]
+            if ((next_users < users) | ((next_users == users) & items_fall)).any():
+                return False
+        return True
+
+    def _sorted_copy(self) -> RatingsDataset:
+        """Moves every rating to its user's, then sorts a few users at a time: no order of all the ratings is held."""
+        offsets = self.user_offsets
+        users = np.repeat(np.arange(len(self.users), dtype=np.int32), np.diff(offsets))
+        items, ratings = np.empty_like(self.item_idx), np.empty_like(self.ratings)
+        free = offsets[:-1].copy()  # the next place of each user
+        for block in blocks(len(self)):
+            order = _stable_order(self.user_idx[block])
+            by_user = self.user_idx[block][order]
+            first = np.flatnonzero(np.diff(by_user, prepend=-1))  # of each user in the block
+            present, counts = by_user[first], np.diff(first, append=len(by_user))
+            places = np.repeat(free[present] - first, counts) + np.arange(len(by_user))
+            items[places] = self.item_idx[block][order]
+            ratings[places] = self.ratings[block][order]
+            free[present] += counts
+        start = 0
+        while start < len(self):
+            stop = int(offsets[min(int(np.searchsorted(offsets, start + BLOCK)), len(self.users))])
+            order = _stable_order(items[start:stop])
+            order = order[_stable_order(users[start:stop][order] - users[start])]
+            items[start:stop] = items[start:stop][order]
+            ratings[start:stop] = ratings[start:stop][order]
+            start = stop
+        return RatingsDataset(users, items, ratings, self.users, self.items)
+
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> RatingsDataset:
         """The given rows, with the same vocabularies."""
         return RatingsDataset(self.user_idx[rows], self.item_idx[rows], self.ratings[rows], self.users, self.items)
 
 
-def _stable_order(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def _as_rows(name: str, idx: npt.NDArray[Any], n: int) -> npt.NDArray[np.int32]:
+    """Row numbers -1 … n - 1 as contiguous int32; no copy where they are that already."""
+    if n > np.iinfo(np.int32).max:
+        raise DataError(f"{name} cannot number a vocabulary of {n} ids in int32")
+    lowest, highest = (int(idx.min()), int(idx.max())) if idx.size else (0, -1)
+    if idx.dtype.kind not in "iu" or lowest < -1 or highest >= n:
+        raise DataError(f"{name} must hold integers from -1 to {n - 1}, not {idx.dtype} from {lowest} to {highest}")
+    return np.ascontiguousarray(idx, dtype=np.int32)
+
+
+def _encoded(ids: npt.NDArray[Any], vocabulary: Vocabulary) -> npt.NDArray[np.int32]:
+    """[N] int32 rows of raw ids [N], -1 for unknown ones."""
+    rows = np.empty(len(ids), dtype=np.int32)
+    for block in blocks(len(ids)):
+        rows[block] = vocabulary.encode(ids[block])
+    return rows
+
+
+def _stable_order(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Stable argsort of [N] numbers of 0 or more, 16 bits at a time, for which numpy has a radix sort."""
     order = np.argsort(values.astype(np.uint16), kind="stable")
     shift = 16

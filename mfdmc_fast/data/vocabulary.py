@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mfdmc_fast.data.blocks import blocks
 from mfdmc_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Vocabulary:
     """
 
     def __init__(self, ids: Any) -> None:
-        self._ids = _as_ids(ids)
+        self._ids = _as_ids(ids).copy()
         if self.kind == "int":
             self._first, self._table = _row_table(self._ids)
             # The ids need not be sorted: searching goes through this permutation.
@@ -51,8 +52,13 @@ class Vocabulary:
     @classmethod
     def from_values(cls, values: Any) -> Vocabulary:
         """The vocabulary of the distinct values [N], in ascending order (strings by code point)."""
-        ids = _as_ids(values)
-        return cls(_distinct_integers(ids) if ids.dtype == np.int64 else _object_array(sorted(set(ids.tolist()))))
+        array = _as_array(values)
+        if array.dtype.kind in "iu":
+            return cls(_distinct_integers(_as_ids(array)))
+        distinct: set[Any] = set()
+        for block in blocks(len(array)):
+            distinct.update(_as_ids(array[block]).tolist())
+        return cls(np.sort(_as_ids(distinct)))
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -120,9 +126,11 @@ def _row_table(ids: np.ndarray) -> tuple[int, np.ndarray | None]:
 def _distinct_integers(values: np.ndarray) -> np.ndarray:
     """Sorted distinct values [n] of int64 [N]; by marking instead of sorting where their range allows."""
     if len(values) and int(values.max()) - int(values.min()) < 4 * len(values) + 1024:
-        marks = np.zeros(int(values.max()) - int(values.min()) + 1, dtype=bool)
-        marks[values - values.min()] = True
-        distinct: np.ndarray = np.flatnonzero(marks) + values.min()
+        lowest = values.min()
+        marks = np.zeros(int(values.max()) - int(lowest) + 1, dtype=bool)
+        for block in blocks(len(values)):
+            marks[values[block] - lowest] = True
+        distinct: np.ndarray = np.flatnonzero(marks) + lowest
         return distinct
     return np.unique(values)
 
@@ -146,7 +154,7 @@ def _as_ids(values: Any) -> np.ndarray:
     if array.dtype.kind in "iu":
         if len(array) and int(array.max()) > _INT64.max:
             raise DataError(f"id {int(array.max())} is beyond the range of int64; use strings")
-        return array.astype(np.int64)
+        return array.astype(np.int64, copy=False)
     listed = array.tolist()
     if all(isinstance(value, str) for value in listed):
         return _object_array([str(value) for value in listed])

@@ -236,9 +236,9 @@ class Trainer:
     """Training on ratings that stay in memory; see `csrc/cpu/trainer.hpp`.
 
     Args:
-        user_offsets: [n_users + 1]; user u has the ratings user_offsets[u] : user_offsets[u + 1].
-        items: [N] rows of items, ascending within a user.
-        ratings: [N].
+        user_offsets: [n_users + 1] int64; user u has the ratings user_offsets[u] : user_offsets[u + 1].
+        items: [N] int32 rows of items, ascending within a user; like `ratings` shared, not copied, where contiguous.
+        ratings: [N] float32.
         n_items: rows of the item side.
         n_batches: batches of an epoch, at most MAX_BATCHES.
         seed: batches are those of `mfdmc_fast.data.BatchIterator` with this seed.
