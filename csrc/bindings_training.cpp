@@ -33,7 +33,8 @@ class SideState {
             std::vector<std::int64_t> n_clusters /* [V], empty for FunkMF */, MaybeFloats table_m /* [n, S] */,
             MaybeFloats table_v /* [n, S] */, MaybeFloats bias_m /* [n] */,
             MaybeFloats bias_v /* [n] */, std::optional<Rows> next_step /* [n] */,
-            MaybeFloats centers_m /* [S, d] */, MaybeFloats centers_v /* [S, d] */)
+            MaybeFloats centers_m /* [S, d] */, MaybeFloats centers_v /* [S, d] */, MaybeFloats table_sum /* [n] */,
+            MaybeFloats bias_sum /* [n] */, MaybeFloats centers_sum /* [S] */)
       : table_(std::move(table)),
         bias_(std::move(bias)),
         centers_(std::move(centers)),
@@ -43,6 +44,9 @@ class SideState {
         bias_v_(std::move(bias_v)),
         centers_m_(std::move(centers_m)),
         centers_v_(std::move(centers_v)),
+        table_sum_(std::move(table_sum)),
+        bias_sum_(std::move(bias_sum)),
+        centers_sum_(std::move(centers_sum)),
         next_step_(std::move(next_step)),
         offsets_{0} {
     if (table_.ndim() != 2) throw py::value_error("table must be a matrix");
@@ -63,8 +67,9 @@ class SideState {
     }
     for (auto* array : {&table_m_, &table_v_})
       if (*array) check_shape("table's moments", **array, {n, s});
-    for (auto* array : {&bias_, &bias_m_, &bias_v_})
-      if (*array) check_shape("bias and its moments", **array, {n});
+    for (auto* array : {&bias_, &bias_m_, &bias_v_, &bias_sum_, &table_sum_})
+      if (*array) check_shape("bias, its moments and the rows' sums", **array, {n});
+    if (centers_sum_) check_shape("centers' sums", *centers_sum_, {s});
     if (next_step_) check_shape("next_step", *next_step_, {n});
   }
 
@@ -77,6 +82,8 @@ class SideState {
     out.bias_m = data_of(bias_m_);
     out.bias_v = data_of(bias_v_);
     out.next_step = next_step_ ? next_step_->mutable_data() : nullptr;
+    out.row_sum = data_of(table_sum_);
+    out.bias_sum = data_of(bias_sum_);
     out.centers = data_of(centers_);
     out.view_offsets = offsets_.data();
     out.n_entities = table_.shape(0);
@@ -86,25 +93,28 @@ class SideState {
     return out;
   }
 
-  TrainedCenters centers() { return {data_of(centers_), data_of(centers_m_), data_of(centers_v_), nullptr, nullptr}; }
+  TrainedCenters centers() { return {data_of(centers_), data_of(centers_m_), data_of(centers_v_), data_of(centers_sum_), nullptr}; }
 
   std::int64_t embedding_dim(bool sum_views) const {
     if (!centers_) return table_.shape(1);
     return centers_->shape(1) * (sum_views ? 1 : static_cast<std::int64_t>(offsets_.size()) - 1);
   }
 
-  // Raises unless all state that Adam needs is there.
-  void require_state() const {
-    const bool rows = table_m_ && table_v_ && next_step_ && (!bias_ || (bias_m_ && bias_v_));
-    if (!rows || (centers_ && !(centers_m_ && centers_v_)))
-      throw py::value_error("the optimizer's state is not complete");
+  // Raises unless all state that the optimizer needs is there.
+  void require_state(Optimizer optimizer) const {
+    const bool adam = optimizer == Optimizer::adam;
+    const bool rows = adam ? table_m_ && table_v_ && next_step_ : table_sum_.has_value();
+    const bool biases = !bias_ || (adam ? bias_m_ && bias_v_ : bias_sum_.has_value());
+    const bool centers = !centers_ || (adam ? centers_m_ && centers_v_ : centers_sum_.has_value());
+    if (!rows || !biases || !centers) throw py::value_error("the optimizer's state is not complete");
   }
 
   bool has_bias() const { return bias_.has_value(); }
 
  private:
   Floats table_;
-  MaybeFloats bias_, centers_, table_m_, table_v_, bias_m_, bias_v_, centers_m_, centers_v_;
+  MaybeFloats bias_, centers_, table_m_, table_v_, bias_m_, bias_v_, centers_m_, centers_v_, table_sum_, bias_sum_,
+      centers_sum_;
   std::optional<Rows> next_step_;
   std::vector<std::int64_t> offsets_;
 };
@@ -140,20 +150,23 @@ StepSetup make_setup(const LossOptions& options, const SideState& user, const Si
   return setup;
 }
 
-// Adam's constants for every step of the run.
+// The optimizer and its constants for every step of the run.
 struct Schedule {
+  Optimizer optimizer;
   Floats logit_step, bias_step, center_step, inverse_root;  // [steps]
   double beta1, beta2, epsilon;
 
-  Schedule(Floats logit_step_, Floats bias_step_, Floats center_step_, Floats inverse_root_,
-           double beta1_, double beta2_, double epsilon_)
-      : logit_step(std::move(logit_step_)),
+  Schedule(const std::string& optimizer_, Floats logit_step_, Floats bias_step_, Floats center_step_,
+           Floats inverse_root_, double beta1_, double beta2_, double epsilon_)
+      : optimizer(optimizer_ == "adam" ? Optimizer::adam : Optimizer::adagrad),
+        logit_step(std::move(logit_step_)),
         bias_step(std::move(bias_step_)),
         center_step(std::move(center_step_)),
         inverse_root(std::move(inverse_root_)),
         beta1(beta1_),
         beta2(beta2_),
         epsilon(epsilon_) {
+    if (optimizer_ != "adam" && optimizer_ != "adagrad") throw py::value_error("optimizer must be adam or adagrad");
     for (const Floats* array : {&logit_step, &bias_step, &center_step, &inverse_root})
       check_shape("schedule", *array, {logit_step.size()});
   }
@@ -170,7 +183,7 @@ struct Schedule {
   }
 
   void apply_to(StepSetup& setup, std::int64_t step) const {
-    setup.update.optimizer = Optimizer::adam;
+    setup.update.optimizer = optimizer;
     setup.update.schedule = arrays();
     setup.update.step = static_cast<std::int32_t>(step);
     setup.center_step = center_step.data();
@@ -212,25 +225,25 @@ class PyTrainer {
   void start_epoch(std::uint64_t epoch) {
     trainer_->start_epoch(epoch);
     started_ = true;
+    sums_.assign(7, 0.0);
   }
 
   // Batches [first, last) as steps `step` and following; stops after a batch whose loss is not finite. Returns the
-  // sums over ratings of the seven loss terms, the number of the batch after the last one worked on, and whether that
-  // last loss was not finite.
+  // sums of the seven loss terms over the ratings of the epoch so far, the number of the batch after the last one
+  // worked on, and whether that last loss was not finite.
   py::tuple run(std::int64_t first, std::int64_t last, SideState& user, SideState& item, const LossOptions& options,
                 const Schedule& schedule, std::int64_t step) {
     if (!started_ || first < 0 || first > last || last > n_batches_)
       throw py::value_error("start an epoch first; batches must lie in it");
     if (step < 0 || step + last - first > schedule.logit_step.size())
       throw py::value_error("the schedule ends before these steps");
-    user.require_state();
-    item.require_state();
+    user.require_state(schedule.optimizer);
+    item.require_state(schedule.optimizer);
     StepSetup setup = make_setup(options, user, item, kernels_);
     const TrainedSide user_side = user.side(), item_side = item.side();
     if (user_side.n_entities != n_users_ || item_side.n_entities != n_items_)
       throw py::value_error("tables must have a row for every user and item of the ratings");
     const TrainedCenters user_centers = user.centers(), item_centers = item.centers();
-    std::vector<double> sums(7, 0.0);
     std::int64_t b = first;
     bool finite = true;
     {
@@ -242,11 +255,11 @@ class PyTrainer {
         const LossValues loss = trainer_->step(b, user_side, user_centers, item_side, item_centers, setup, team, &n);
         const double values[7] = {loss.total,   loss.mse, loss.spread, loss.proximity,
                                   loss.entropy, loss.l2,  loss.bias_l2};
-        for (int t = 0; t < 7; ++t) sums[t] += values[t] * static_cast<double>(n);
+        for (int t = 0; t < 7; ++t) sums_[t] += values[t] * static_cast<double>(n);
         finite = std::isfinite(static_cast<float>(loss.total));
       }
     }
-    return py::make_tuple(sums, b, !finite);
+    return py::make_tuple(sums_, b, !finite);
   }
 
  private:
@@ -257,12 +270,13 @@ class PyTrainer {
   int n_threads_;
   std::int64_t n_batches_ = 0, n_users_ = 0, n_items_ = 0;
   bool started_ = false;
+  std::vector<double> sums_;
   std::unique_ptr<Trainer> trainer_;
 };
 
 // Adam's steps without gradient for all rows that have missed some, up to step `until`.
 void catch_up(SideState& side, const Schedule& schedule, std::int64_t until, int n_threads) {
-  side.require_state();
+  side.require_state(Optimizer::adam);
   if (until > schedule.logit_step.size()) throw py::value_error("the schedule ends before these steps");
   const TrainedSide trained = side.side();
   const StepSchedule arrays = schedule.arrays();
@@ -332,12 +346,14 @@ std::vector<double> batch_loss(SideState& user, SideState& item, const Indices& 
 void define_training(py::module_& module) {
   py::class_<SideState>(module, "SideState")
       .def(py::init<Floats, MaybeFloats, MaybeFloats, std::vector<std::int64_t>, MaybeFloats, MaybeFloats, MaybeFloats,
-                    MaybeFloats, std::optional<Rows>, MaybeFloats, MaybeFloats>(),
+                    MaybeFloats, std::optional<Rows>, MaybeFloats, MaybeFloats, MaybeFloats, MaybeFloats, MaybeFloats>(),
            py::arg("table").noconvert(), py::arg("bias").noconvert(), py::arg("centers").noconvert(),
            py::arg("n_clusters"), py::arg("table_m").noconvert() = py::none(),
            py::arg("table_v").noconvert() = py::none(), py::arg("bias_m").noconvert() = py::none(),
            py::arg("bias_v").noconvert() = py::none(), py::arg("next_step").noconvert() = py::none(),
-           py::arg("centers_m").noconvert() = py::none(), py::arg("centers_v").noconvert() = py::none());
+           py::arg("centers_m").noconvert() = py::none(), py::arg("centers_v").noconvert() = py::none(),
+           py::arg("table_sum").noconvert() = py::none(), py::arg("bias_sum").noconvert() = py::none(),
+           py::arg("centers_sum").noconvert() = py::none());
   py::class_<LossOptions>(module, "LossOptions")
       .def(py::init([](float spread, float proximity, float entropy, float l2, float bias_l2, float spread_margin,
                        float global_mean, bool sum_views) {
@@ -346,8 +362,8 @@ void define_training(py::module_& module) {
            py::kw_only(), py::arg("spread"), py::arg("proximity"), py::arg("entropy"), py::arg("l2"),
            py::arg("bias_l2"), py::arg("spread_margin"), py::arg("global_mean"), py::arg("sum_views"));
   py::class_<Schedule>(module, "Schedule")
-      .def(py::init<Floats, Floats, Floats, Floats, double, double, double>(), py::kw_only(),
-           py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
+      .def(py::init<const std::string&, Floats, Floats, Floats, Floats, double, double, double>(), py::kw_only(),
+           py::arg("optimizer"), py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
            py::arg("center_step").noconvert(), py::arg("inverse_root").noconvert(), py::arg("beta1"),
            py::arg("beta2"), py::arg("epsilon"));
   py::class_<PyTrainer>(module, "Trainer")

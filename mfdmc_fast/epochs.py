@@ -119,18 +119,16 @@ class NativeEpochs:
         sides = {side: self._state_of(side) for side in SIDES}
         options = self._model.native_options(epoch)
         self._trainer.start_epoch(epoch)
-        sums = np.zeros(len(LossTerms._fields))
         batch, per_call = 0, 1
         while batch < n_batches:
             start = time.perf_counter()
             upto = min(n_batches, batch + per_call)
-            part, done, failed = self._trainer.run(
+            sums, done, failed = self._trainer.run(
                 batch, upto, sides["user"], sides["item"], options, self._schedule, first_step + batch
             )
-            sums += part
             if failed:
                 raise _diverged(
-                    part[0] if math.isnan(part[0]) else math.inf, epoch, done, self._batches, self.optimizer
+                    sums[0] if math.isnan(sums[0]) else math.inf, epoch, done, self._batches, self.optimizer
                 )
             for number in range(batch + 1, upto + 1):
                 for listener in listeners:

@@ -171,16 +171,16 @@ class SideParameters:
 
 
 def side_state(side: SideParameters, state: Mapping[str, Mapping[str, Tensor]] | None = None) -> Any:
-    """The compiled module's handle of a side: parameters and, for training, their Adam state. Memory is shared.
+    """The compiled module's handle of a side: parameters and, for training, their optimizer state. Memory is shared.
 
     Args:
         side: float32 on the CPU, contiguous.
-        state: for each name in `side.tensors()` its `exp_avg` and `exp_avg_sq`; for the table also `next_step`, [n]
-            int32.
+        state: for each name in `side.tensors()`, for Adam its `exp_avg` and `exp_avg_sq`, and for the table also
+            `next_step`, [n] int32; for row-wise AdaGrad its `row_sum`.
     """
     state = state or {}
 
-    def moment(name: str, key: str) -> Any:
+    def kept(name: str, key: str) -> Any:
         tensor = state.get(name, {}).get(key)
         return None if tensor is None else _array(f"{name}'s {key}", tensor, tensor.dtype)
 
@@ -190,13 +190,16 @@ def side_state(side: SideParameters, state: Mapping[str, Mapping[str, Tensor]] |
         arrays.get("bias"),
         arrays.get("centers"),
         list(side.n_clusters),
-        table_m=moment("table", "exp_avg"),
-        table_v=moment("table", "exp_avg_sq"),
-        bias_m=moment("bias", "exp_avg"),
-        bias_v=moment("bias", "exp_avg_sq"),
-        centers_m=moment("centers", "exp_avg"),
-        centers_v=moment("centers", "exp_avg_sq"),
-        next_step=moment("table", "next_step"),
+        table_m=kept("table", "exp_avg"),
+        table_v=kept("table", "exp_avg_sq"),
+        bias_m=kept("bias", "exp_avg"),
+        bias_v=kept("bias", "exp_avg_sq"),
+        centers_m=kept("centers", "exp_avg"),
+        centers_v=kept("centers", "exp_avg_sq"),
+        next_step=kept("table", "next_step"),
+        table_sum=kept("table", "row_sum"),
+        bias_sum=kept("bias", "row_sum"),
+        centers_sum=kept("centers", "row_sum"),
     )
 
 
@@ -213,23 +216,39 @@ def adam_schedule(rates: Mapping[str, npt.NDArray[np.float64]], *, betas: tuple[
     Args:
         rates: learning rates [steps] of `assignment_logits` or `factors`, and of `centers` and `biases` if there are.
     """
-    table = rates["factors"] if "factors" in rates else rates["assignment_logits"]
-    step = np.arange(1, len(table) + 1)
-    bias_correction = 1 - betas[0] ** step
-
-    def step_size(rate: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
-        with np.errstate(over="ignore"):  # an absurd rate becomes infinite and is reported when the loss is
-            return (np.zeros(len(step)) if rate is None else rate / bias_correction).astype(np.float32)
-
+    step = np.arange(1, len(next(iter(rates.values()))) + 1)
     return _module().Schedule(
-        logit_step=step_size(table),
-        bias_step=step_size(rates.get("biases")),
-        center_step=step_size(rates.get("centers")),
+        optimizer="adam",
+        **_step_sizes(rates, 1 - betas[0] ** step),
         inverse_root=(1 / np.sqrt(1 - betas[1] ** step)).astype(np.float32),
         beta1=betas[0],
         beta2=betas[1],
         epsilon=epsilon,
     )
+
+
+def adagrad_schedule(rates: Mapping[str, npt.NDArray[np.float64]], *, epsilon: float) -> Any:
+    """The same for row-wise AdaGrad."""
+    ones = np.ones(len(next(iter(rates.values()))))
+    return _module().Schedule(
+        optimizer="adagrad",
+        **_step_sizes(rates, ones),
+        inverse_root=ones.astype(np.float32),
+        beta1=0.0,
+        beta2=0.0,
+        epsilon=epsilon,
+    )
+
+
+def _step_sizes(
+    rates: Mapping[str, npt.NDArray[np.float64]], divisor: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[np.float32]]:
+    names = {"logit_step": "factors" if "factors" in rates else "assignment_logits"}
+    names |= {"bias_step": "biases", "center_step": "centers"}
+    with np.errstate(over="ignore"):  # an absurd rate becomes infinite and is reported when the loss is
+        return {
+            step: (rates.get(name, np.zeros(len(divisor))) / divisor).astype(np.float32) for step, name in names.items()
+        }
 
 
 class Trainer:
@@ -275,8 +294,8 @@ class Trainer:
         """Steps on batches [first, last), the first of them being number `step` of the run.
 
         Returns:
-            Sums over ratings of the loss terms, in the order of LossTerms; the number of the last batch, from 1; and
-            whether its loss was not finite, then it made no step.
+            Sums of the loss terms over the ratings of the epoch so far, in the order of LossTerms; the number of the
+            last batch, from 1; and whether its loss was not finite, then it made no step.
         """
         sums, done, failed = self._trainer.run(
             first=first, last=last, user=user, item=item, options=options, schedule=schedule, step=step
