@@ -2,6 +2,7 @@
 
     python -m benchmarks.tune_defaults --model mfdmc  [--trials 60] [--jobs 2]
     python -m benchmarks.tune_defaults --model funkmf [--trials 60] [--jobs 2]
+    python -m benchmarks.tune_defaults --model MODEL --optimizer adagrad [--backend reference]
 
 72,000 ratings train, 8,000 validate; the test files u1.test … u5.test are never read. Optuna's TPE sampler proposes
 settings (search spaces below), each trained with one seed and judged at its last epoch; the best five are trained again
@@ -9,7 +10,10 @@ with three other seeds, and the lowest mean wins. For MFDMC the objective also w
 default that never prunes would hide half of the method: up to `PRUNING_WORTH` RMSE is added where fewer than
 `PRUNED_WANTED` of the 160 clusters go.
 
-Needs optuna (`pip install -e '.[benchmarks]'`). Writes benchmarks/results/tune_defaults_MODEL.json.
+With `--optimizer adagrad` only the learning rates are sought, rounded to two digits, beside the defaults of everything
+else, and the default settings with Adam are trained with the same three seeds for comparison.
+
+Needs optuna (`pip install -e '.[benchmarks]'`). Writes benchmarks/results/tune_defaults_MODEL[_adagrad].json.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import os
 import statistics
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import optuna
@@ -62,8 +67,22 @@ STARTS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def propose(trial: optuna.Trial, model: str) -> dict[str, Any]:
+# AdaGrad's step falls as 1 / sqrt(steps), so its rates are some ten times Adam's
+ADAGRAD_RATES: dict[str, dict[str, tuple[float, float]]] = {
+    "mfdmc": {
+        "learning_rate": (0.05, 2.0),
+        "learning_rate_centers": (0.01, 0.5),
+        "learning_rate_biases": (0.02, 0.5),
+    },
+    "funkmf": {"learning_rate": (0.01, 0.5), "learning_rate_biases": (0.03, 1.0)},
+}
+
+
+def propose(trial: optuna.Trial, model: str, optimizer: str) -> dict[str, Any]:
     """The search space; what is not named keeps its default."""
+    if optimizer == "adagrad":
+        rates = {name: trial.suggest_float(name, *limits, log=True) for name, limits in ADAGRAD_RATES[model].items()}
+        return {"optimizer": optimizer, **{name: float(f"{rate:.2g}") for name, rate in rates.items()}}
     if model == "funkmf":
         return {
             "n_factors": trial.suggest_categorical("n_factors", [16, 32, 64, 128]),
@@ -98,11 +117,11 @@ def validation_split() -> tuple[Ratings, Ratings]:
     return train, validation
 
 
-def run(model: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def run(model: str, backend: str, settings: dict[str, Any], seed: int) -> dict[str, Any]:
     """Train once on the training part and evaluate the last epoch on the validation part."""
     torch.set_num_threads(1)
     train, validation = validation_split()
-    estimator = (MFDMC if model == "mfdmc" else FunkMF)(**settings, seed=seed)
+    estimator = (MFDMC if model == "mfdmc" else FunkMF)(**settings, seed=seed, backend=backend)
     result = fold_result("validation", estimator.fit(train), validation)
     lacking = max(0, PRUNED_WANTED - result.pruned) / PRUNED_WANTED if model == "mfdmc" else 0.0
     entropy = estimator.history_.epochs[-1].loss["entropy"] / 2
@@ -118,20 +137,28 @@ def main() -> None:
     """Search, run the best again with other seeds, and write everything down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["mfdmc", "funkmf"], required=True)
+    parser.add_argument("--optimizer", choices=["adam", "adagrad"], default="adam", help="adagrad: only its rates")
+    parser.add_argument("--backend", default="auto", help="backend that trains")
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trials at a time, one thread each")
     args = parser.parse_args()
+    command = f"python -m benchmarks.tune_defaults --model {args.model} --trials {args.trials} --jobs {args.jobs}"
+    if args.optimizer != "adam":
+        command += f" --optimizer {args.optimizer}"
+    if args.backend != "auto":
+        command += f" --backend {args.backend}"
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=10))
-    for start in STARTS[args.model]:
+    for start in STARTS[args.model] if args.optimizer == "adam" else []:
         study.enqueue_trial(start)
     trials: list[dict[str, Any]] = []
+    fit_once = partial(run, args.model, args.backend)
     with ProcessPoolExecutor(args.jobs) as pool:
         while len(trials) < args.trials:
             asked = [study.ask() for _ in range(min(args.jobs, args.trials - len(trials)))]
-            proposed = [propose(trial, args.model) for trial in asked]
-            runs = pool.map(run, [args.model] * len(asked), proposed, [0] * len(asked))
+            proposed = [propose(trial, args.model, args.optimizer) for trial in asked]
+            runs = pool.map(fit_once, proposed, [0] * len(asked))
             for trial, settings, result in zip(asked, proposed, runs, strict=True):
                 study.tell(trial, result["objective"])
                 trials.append({"settings": settings, **result})
@@ -139,15 +166,15 @@ def main() -> None:
         finalists = sorted(trials, key=lambda t: float(t["objective"]))[:5]
         seeds = [1, 2, 3]
         for finalist in finalists:
-            runs = pool.map(run, [args.model] * 3, [finalist["settings"]] * 3, seeds)
-            finalist["seeds"] = list(runs)
+            finalist["seeds"] = list(pool.map(fit_once, [finalist["settings"]] * 3, seeds))
             finalist["mean_objective"] = statistics.fmean(r["objective"] for r in finalist["seeds"])
             print(f"finalist {finalist['mean_objective']:.4f} {finalist['settings']}", flush=True)
+        beside = {"adam_defaults": list(pool.map(fit_once, [{}] * 3, seeds))} if args.optimizer == "adagrad" else {}
     best = min(finalists, key=lambda t: float(t["mean_objective"]))
-    command = f"python -m benchmarks.tune_defaults --model {args.model} --trials {args.trials} --jobs {args.jobs}"
+    name = args.model + ("_adagrad" if args.optimizer == "adagrad" else "")
     write_json(
-        RESULTS / f"tune_defaults_{args.model}.json",
-        {**provenance(command), "best": best, "finalists": finalists, "trials": trials},
+        RESULTS / f"tune_defaults_{name}.json",
+        {**provenance(command), "best": best, **beside, "finalists": finalists, "trials": trials},
     )
     print(f"best: {best['settings']}")
 

@@ -23,6 +23,12 @@ def _option(default: Any, description: str) -> Any:
     return field(default=default, metadata={"help": description})
 
 
+def _rate(description: str, **unset: float) -> Any:
+    """A learning rate whose default depends on the optimizer: `unset` has one for each; see `with_rates`."""
+    defaults = ", ".join(f"{rate:g} with {optimizer}" for optimizer, rate in unset.items())
+    return field(default=None, metadata={"help": f"{description}; unset: {defaults}", "unset": unset})
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """Settings of the training loop that every model shares."""
@@ -30,6 +36,9 @@ class TrainingConfig:
     epochs: int = _option(60, "passes over the training ratings")
     batch_size: int | None = _option(
         None, "ratings per step; unset: the power of two nearest to 1/20 of the training ratings, at least 1,024"
+    )
+    optimizer: Literal["adam", "adagrad"] = _option(
+        "adam", "adam keeps two numbers for every parameter; adagrad (row-wise AdaGrad) one for a whole row of a table"
     )
     learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = _option(
         "cosine", "how learning rates change over the run"
@@ -49,6 +58,8 @@ class TrainingConfig:
         _coerce_fields(self)
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
         _require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        for name in _rates(self):
+            _require(getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
         _require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
@@ -69,9 +80,9 @@ class MFDMCConfig(TrainingConfig):
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
     center_scale: float = _option(1.09, "standard deviation of the initial centers")
     logit_scale: float = _option(0.12, "standard deviation of the initial assignment logits")
-    learning_rate: float = _option(0.03, "Adam's step for assignment logits")
-    learning_rate_centers: float = _option(0.0094, "Adam's step for centers")
-    learning_rate_biases: float = _option(0.0075, "Adam's step for biases")
+    learning_rate: float | None = _rate("learning rate of assignment logits", adam=0.03, adagrad=0.37)
+    learning_rate_centers: float | None = _rate("learning rate of centers", adam=0.0094, adagrad=0.052)
+    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.0075, adagrad=0.16)
     weight_spread: WeightSchedule = _option(0.025, "loss weight: centers of a view keep apart")
     spread_margin: float = _option(0.77, "distance from which on two centers do not repel each other")
     weight_proximity: WeightSchedule = _option("0:0.0255:30", "loss weight: embeddings lie near their centers")
@@ -97,8 +108,6 @@ class MFDMCConfig(TrainingConfig):
         )
         for name in ("center_scale", "logit_scale", "spread_margin"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        for name in ("learning_rate", "learning_rate_centers", "learning_rate_biases"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         _require(0 <= self.prune_threshold < 1, "prune_threshold", self.prune_threshold, "in [0, 1)")
         for name in ("weight_spread", "weight_proximity", "weight_entropy", "weight_bias_l2"):
             weight_at(getattr(self, name), 1, name)
@@ -117,8 +126,8 @@ class FunkMFConfig(TrainingConfig):
     n_factors: int = _option(32, "length of the user and item vectors")
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
     factor_scale: float = _option(0.024, "standard deviation of the initial factors")
-    learning_rate: float = _option(0.0032, "Adam's step for factors")
-    learning_rate_biases: float = _option(0.013, "Adam's step for biases")
+    learning_rate: float | None = _rate("learning rate of factors", adam=0.0032, adagrad=0.033)
+    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.013, adagrad=0.09)
     weight_l2: WeightSchedule | None = _option(
         None, "loss weight: squared length of embeddings; unset: 6.9 / mean ratings of a user or item"
     )
@@ -128,8 +137,6 @@ class FunkMFConfig(TrainingConfig):
         super().__post_init__()
         _require(self.n_factors >= 1, "n_factors", self.n_factors, "1 or more")
         _require(self.factor_scale >= 0, "factor_scale", self.factor_scale, "0 or more")
-        for name in ("learning_rate", "learning_rate_biases"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         weight_at(self.weight_bias_l2, 1, "weight_bias_l2")
         l2_at(self, 1)
 
@@ -169,6 +176,12 @@ def weight_at(schedule: WeightSchedule, epoch: int, name: str = "weight") -> flo
     return start + (end - start) * progress
 
 
+def with_rates(config: ConfigT) -> ConfigT:
+    """The config with the learning rates that are unset filled in: the defaults of its optimizer."""
+    unset: dict[str, Any] = {name: defaults[config.optimizer] for name, defaults in _rates(config).items()}
+    return dataclasses.replace(config, **{name: rate for name, rate in unset.items() if getattr(config, name) is None})
+
+
 def with_l2(config: ConfigT, n_ratings: int, n_entities: int) -> ConfigT:
     """The config with `weight_l2` filled in where it is unset.
 
@@ -195,6 +208,11 @@ def l2_at(config: MFDMCConfig | FunkMFConfig, epoch: int) -> float:
 
 
 _L2_PULL: dict[type[TrainingConfig], float] = {MFDMCConfig: 8.0, FunkMFConfig: 6.9}
+
+
+def _rates(config: TrainingConfig) -> dict[str, Mapping[str, float]]:
+    """The learning rates of a config by name, each with its defaults by optimizer."""
+    return {f.name: f.metadata["unset"] for f in dataclasses.fields(config) if "unset" in f.metadata}
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:

@@ -1,6 +1,6 @@
 """How one epoch of training is run: step by step through torch, or in the native engine without leaving C++.
 
-Both see the same batches in the same order and take the same Adam steps, so they follow the same trajectory within
+Both see the same batches in the same order and take the same steps, so they follow the same trajectory within
 rounding (tested), and both keep their optimizer state where pruning can compact it.
 """
 
@@ -48,8 +48,8 @@ class Epochs(Protocol):
 
 
 def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epochs:
-    """The native engine for the `cpu` backend where it takes the data, torch for everything else."""
-    if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES:
+    """The native engine for the `cpu` backend where it takes the data and the optimizer, torch for everything else."""
+    if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES and model.config.optimizer == "adam":
         return NativeEpochs(model, batches)
     return TorchEpochs(model, batches)
 
@@ -59,10 +59,10 @@ class TorchEpochs:
 
     def __init__(self, model: RatingModel, batches: BatchIterator) -> None:
         self._model, self._batches = model, batches
-        self._adam = make_optimizer(model)
-        self.optimizer: OptimizerState = self._adam
+        self._torch_optimizer = make_optimizer(model)
+        self.optimizer: OptimizerState = self._torch_optimizer
         self._total_steps = model.config.epochs * batches.n_batches
-        self._base_rates = [group["lr"] for group in self._adam.param_groups]
+        self._base_rates = [group["lr"] for group in self._torch_optimizer.param_groups]
 
     def run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
         sums = np.zeros(len(LossTerms._fields))
@@ -72,15 +72,15 @@ class TorchEpochs:
                 factor = rate_factor(
                     self._model.config.learning_rate_schedule, first_step + number - 1, self._total_steps
                 )
-                for group, rate in zip(self._adam.param_groups, self._base_rates, strict=True):
+                for group, rate in zip(self._torch_optimizer.param_groups, self._base_rates, strict=True):
                     group["lr"] = rate * factor
-                self._adam.zero_grad(set_to_none=True)
+                self._torch_optimizer.zero_grad(set_to_none=True)
                 terms = self._model.batch_loss(*batch, epoch=epoch)
                 values = torch.stack([term.detach() for term in terms]).double().cpu().numpy()
                 if not math.isfinite(values[0]):
                     raise _diverged(values[0], epoch, number, self._batches, self.optimizer)
                 terms.total.backward()
-                self._adam.step()
+                self._torch_optimizer.step()
                 sums += values * len(batch.ratings)
                 for listener in listeners:
                     listener.on_batch_end(epoch, number)

@@ -318,9 +318,10 @@ class MFDMC(RatingEstimator):
         logit_scale: float = MFDMCConfig.logit_scale,
         epochs: int = MFDMCConfig.epochs,
         batch_size: int | None = MFDMCConfig.batch_size,
-        learning_rate: float = MFDMCConfig.learning_rate,
-        learning_rate_centers: float = MFDMCConfig.learning_rate_centers,
-        learning_rate_biases: float = MFDMCConfig.learning_rate_biases,
+        optimizer: Literal["adam", "adagrad"] = MFDMCConfig.optimizer,
+        learning_rate: float | None = MFDMCConfig.learning_rate,
+        learning_rate_centers: float | None = MFDMCConfig.learning_rate_centers,
+        learning_rate_biases: float | None = MFDMCConfig.learning_rate_biases,
         learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = MFDMCConfig.learning_rate_schedule,
         weight_spread: WeightSchedule = MFDMCConfig.weight_spread,
         spread_margin: float = MFDMCConfig.spread_margin,
@@ -348,6 +349,7 @@ class MFDMC(RatingEstimator):
         self.logit_scale = logit_scale
         self.epochs = epochs
         self.batch_size = batch_size
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.learning_rate_centers = learning_rate_centers
         self.learning_rate_biases = learning_rate_biases
@@ -435,8 +437,9 @@ class FunkMF(RatingEstimator):
         factor_scale: float = FunkMFConfig.factor_scale,
         epochs: int = FunkMFConfig.epochs,
         batch_size: int | None = FunkMFConfig.batch_size,
-        learning_rate: float = FunkMFConfig.learning_rate,
-        learning_rate_biases: float = FunkMFConfig.learning_rate_biases,
+        optimizer: Literal["adam", "adagrad"] = FunkMFConfig.optimizer,
+        learning_rate: float | None = FunkMFConfig.learning_rate,
+        learning_rate_biases: float | None = FunkMFConfig.learning_rate_biases,
         learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = FunkMFConfig.learning_rate_schedule,
         weight_l2: WeightSchedule | None = FunkMFConfig.weight_l2,
         weight_bias_l2: WeightSchedule = FunkMFConfig.weight_bias_l2,
@@ -452,6 +455,7 @@ class FunkMF(RatingEstimator):
         self.factor_scale = factor_scale
         self.epochs = epochs
         self.batch_size = batch_size
+        self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.learning_rate_biases = learning_rate_biases
         self.learning_rate_schedule = learning_rate_schedule

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, l2_at, weight_at
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, l2_at, weight_at, with_rates
 from mfdmc_fast.ops import dispatch, functional, native
 from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights, SideTensors
 
@@ -196,7 +196,7 @@ class MFDMCModel(RatingModel):
         return None if bias is None else bias.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        c = self.config
+        c = with_rates(self.config)
         sides = (self.user, self.item)
         groups: list[dict[str, Any]] = [
             {"params": [s.assignment_logits for s in sides], "lr": c.learning_rate, "name": "assignment_logits"},
@@ -286,10 +286,11 @@ class FunkMFModel(RatingModel):
         return None if bias is None else bias.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
+        c = with_rates(self.config)
         groups: list[dict[str, Any]] = [
-            {"params": [self.user_factors, self.item_factors], "lr": self.config.learning_rate, "name": "factors"}
+            {"params": [self.user_factors, self.item_factors], "lr": c.learning_rate, "name": "factors"}
         ]
         biases = [b for b in (self.user_bias, self.item_bias) if b is not None]
         if biases:
-            groups.append({"params": biases, "lr": self.config.learning_rate_biases, "name": "biases"})
+            groups.append({"params": biases, "lr": c.learning_rate_biases, "name": "biases"})
         return groups

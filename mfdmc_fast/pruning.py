@@ -85,7 +85,7 @@ class ClusterPruning:
 
 
 def remove_clusters(side: Side, removed: Sequence[Sequence[int]], optimizer: OptimizerState | None = None) -> None:
-    """Remove clusters of a side for good: compacts logits, centers and their optimizer moments in their own storage.
+    """Remove clusters of a side for good: compacts logits, centers and their optimizer state in their own storage.
 
     Args:
         side: changed in place; the parameters stay the same objects with the same `data_ptr()`.
@@ -107,9 +107,12 @@ def remove_clusters(side: Side, removed: Sequence[Sequence[int]], optimizer: Opt
     columns = torch.tensor(keep, device=side.centers.device)
     for parameter, dim in ((side.assignment_logits, 1), (side.centers, 0)):
         shape = parameter.shape
+        # a state has the parameter's shape, one number a row, or is Adam's scalar step counter; a row of centers is a
+        # cluster's and goes with it, one of logits is an entity's and stays
+        compacted = (shape, shape[:1]) if parameter is side.centers else (shape,)
         state = optimizer.state.get(parameter, {}) if optimizer is not None else {}
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == shape:  # not the scalar step counter
+            if isinstance(value, Tensor) and value.shape in compacted:
                 state[key] = compact_(value, columns, dim)
         parameter.data = compact_(parameter.data, columns, dim)
         parameter.grad = None  # has the old shape
@@ -118,10 +121,10 @@ def remove_clusters(side: Side, removed: Sequence[Sequence[int]], optimizer: Opt
 
 @torch.no_grad()
 def compact_(table: Tensor, keep: Tensor, dim: int) -> Tensor:
-    """Move the kept columns (dim 1) or rows (dim 0) of a matrix to the front of its own storage.
+    """Move the kept columns (dim 1) or rows (dim 0) of a table to the front of its own storage.
 
     Args:
-        table: [rows, columns], contiguous; its content is overwritten.
+        table: [rows, columns], or with dim 0 also [rows], contiguous; its content is overwritten.
         keep: [k] int64, ascending.
 
     Returns:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mfdmc_fast import metrics
-from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2
+from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2, with_rates
 from mfdmc_fast.data.batches import BatchIterator
 from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
@@ -129,7 +129,7 @@ def fit(
         ConfigError: early stopping or `keep="best"` without validation ratings.
         BackendUnavailable: the requested backend cannot train this model.
     """
-    config = model.config = with_l2(model.config, len(train), sum(model.n_entities.values()))
+    config = model.config = with_rates(with_l2(model.config, len(train), sum(model.n_entities.values())))
     watched = validation is not None and len(validation) > 0
     if not watched and (config.patience is not None or config.keep == "best"):
         wanted = "patience" if config.patience is not None else "keep='best'"

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 import mfdmc_fast
 from mfdmc_fast.cli import commands, output
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, with_rates
 from mfdmc_fast.data import (
     Ratings,
     Split,
@@ -226,6 +226,7 @@ class TestTrain:
         given: dict[str, Any] = {
             "epochs": 2,
             "batch_size": 64,
+            "optimizer": "adagrad",
             "learning_rate_schedule": "one-cycle",
             "validation_fraction": 0.25,
             "patience": 9,
@@ -266,6 +267,14 @@ class TestTrain:
             options += [f"--no-{name}"] if value is False else [flag, str(value)]
         mfdmc("train", folder / "ratings.csv", "--out", tmp_path / "model", *options, "--json").json()
         assert load_model(tmp_path / "model").get_params() == {name: given[name] for name in names}
+
+    def test_adagrad_brings_its_own_rates(self, folder: Path, tmp_path: Path) -> None:
+        arguments = [folder / "ratings.csv", "--out", tmp_path / "model", *SMALL, "--json"]
+        mfdmc("train", *arguments, "--optimizer", "adagrad").json()
+        settings = load_model(tmp_path / "model").get_params()
+        expected = with_rates(MFDMCConfig(optimizer="adagrad"))
+        assert settings["optimizer"] == "adagrad"
+        assert settings["learning_rate"] == expected.learning_rate != with_rates(MFDMCConfig()).learning_rate
 
     def test_an_old_model_is_replaced_only_by_a_finished_one(self, folder: Path, tmp_path: Path) -> None:
         out = tmp_path / "model"
@@ -327,6 +336,8 @@ class TestConfigFile:
             ("epochs = 0", "epochs = 0: must be 1 or more"),
             ("epochs = 1.5", "epochs = 1.5: must be an integer"),
             ("epochs = true", "epochs = True: must be a number"),
+            ('optimizer = "sgd"', "optimizer = 'sgd': must be one of 'adam', 'adagrad'"),
+            ('learning_rate = "high"', "learning_rate = 'high': must be a number or unset"),
             ("epochs = []", "epochs = []"),
             ("[training]\nepochs = 2", "training: not a setting of mfdmc"),
             ('biases = "yes"', "biases = 'yes': must be true or false"),
@@ -405,6 +416,9 @@ class TestRefusals:
             (["--epochs", "many"], "--epochs"),
             (["--colour", "red"], "--colour"),
             (["--combine", "product"], "--combine"),
+            (["--optimizer", "sgd"], "--optimizer"),
+            (["--learning-rate", "0"], "learning_rate = 0.0: must be above 0"),
+            (["--learning-rate", "high"], "--learning-rate"),
             (["--weight-l2", "-1"], "weight_l2 = -1.0"),
             (["--weight-l2", "nan"], "weight_l2 = nan"),
             (["--weight-entropy", "0:1"], "weight_entropy = '0:1'"),

@@ -21,6 +21,7 @@ from mfdmc_fast.config import (
     l2_at,
     weight_at,
     with_l2,
+    with_rates,
 )
 from mfdmc_fast.errors import ConfigError
 
@@ -59,7 +60,10 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "learning-rate-0": ("learning_rate", 0.0, "must be above 0"),
     "learning-rate-centers": ("learning_rate_centers", -0.1, "must be above 0"),
     "learning-rate-biases": ("learning_rate_biases", 0, "must be above 0"),
-    "learning-rate-text": ("learning_rate", "0.1", "must be a number"),
+    "learning-rate-text": ("learning_rate", "0.1", "must be a number or unset"),
+    "learning-rate-nan": ("learning_rate_biases", math.nan, "must be finite"),
+    "optimizer": ("optimizer", "sgd", "must be one of 'adam', 'adagrad'"),
+    "optimizer-none": ("optimizer", None, "must be one of 'adam', 'adagrad'"),
     "spread-margin": ("spread_margin", -0.5, "must be 0 or more"),
     "prune-threshold-1": ("prune_threshold", 1.0, r"must be in \[0, 1\)"),
     "prune-start-0": ("prune_start", 0, "must be 1 or more"),
@@ -110,6 +114,7 @@ COERCED: dict[str, tuple[str, Any, Any]] = {
     "int-for-weight": ("weight_l2", 1, 1.0),
     "optional-int": ("batch_size", np.int64(64), 64),
     "optional-none": ("batch_size", None, None),
+    "optional-rate": ("learning_rate_centers", np.float64(0.25), 0.25),
     "zero-weight": ("weight_l2", 0, 0.0),
 }
 
@@ -238,3 +243,32 @@ def test_an_unset_l2_weight_falls_with_the_ratings_of_an_entity(
     assert sparse.weight_l2 == pytest.approx(10 * dense.weight_l2)
     for fixed in (0.0, 0.3, "0:0.2:5"):
         assert with_l2(kind(weight_l2=fixed), 20_000, 100).weight_l2 == fixed
+
+
+@pytest.mark.parametrize(
+    ("kind", "adam"),
+    [
+        (MFDMCConfig, {"learning_rate": 0.03, "learning_rate_centers": 0.0094, "learning_rate_biases": 0.0075}),
+        (FunkMFConfig, {"learning_rate": 0.0032, "learning_rate_biases": 0.013}),
+    ],
+    ids=["mfdmc", "funkmf"],
+)
+def test_unset_learning_rates_are_filled_in_by_optimizer(
+    kind: type[MFDMCConfig] | type[FunkMFConfig], adam: dict[str, float]
+) -> None:
+    config = kind(optimizer="adagrad")
+    assert {name: getattr(with_rates(kind()), name) for name in adam} == adam
+    adagrad = {name: getattr(with_rates(config), name) for name in adam}
+    assert all(adagrad[name] > adam[name] for name in adam)
+    # nothing else changes, what is set stays, and the help texts tell both
+    assert dataclasses.replace(with_rates(config), **dict.fromkeys(adam)) == config
+    mixed = with_rates(dataclasses.replace(config, learning_rate=7.0))
+    assert (mixed.learning_rate, mixed.learning_rate_biases) == (7.0, adagrad["learning_rate_biases"])
+    assert with_rates(mixed) == mixed
+    for name in adam:
+        unset = f"unset: {adam[name]:g} with adam, {adagrad[name]:g} with adagrad"
+        assert kind.__dataclass_fields__[name].metadata["help"].endswith(unset)
+
+
+def test_the_shared_settings_have_no_rates_to_fill_in() -> None:
+    assert with_rates(TrainingConfig()) == TrainingConfig()

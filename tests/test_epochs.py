@@ -163,6 +163,19 @@ def test_too_many_batches_go_through_torch(data: RatingsDataset, monkeypatch: py
     assert isinstance(make_epochs(model, BatchIterator(data, 100, 0), "cpu"), TorchEpochs)
 
 
+@pytest.mark.parametrize("name", ["concat", "funkmf"])
+def test_adagrad_takes_the_same_steps_on_both_backends(name: str, data: RatingsDataset) -> None:
+    (reference, expected), (other, history) = (
+        _trained(CONFIGS[name], data, backend=backend, optimizer="adagrad") for backend in ("reference", "cpu")
+    )
+    assert (expected.backend, history.backend) == ("reference", "cpu")
+    assert len(history.prune_events) == len(expected.prune_events)
+    for mine, theirs in zip(history.epochs, expected.epochs, strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4, abs=1e-6)
+    for mine, theirs in zip(other.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_unknown_kernels_are_refused(data: RatingsDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFDMC_CPU_KERNELS", "mmx")
     with pytest.raises(ValueError, match='cannot run the kernels "mmx"'):

@@ -452,6 +452,10 @@ class TestFit:
         assert capsys.readouterr().out == ""
         np.testing.assert_array_equal(model.predict(pairs_of(ratings)), make().fit(ratings).predict(pairs_of(ratings)))
 
+    def test_adagrad_learns(self, make: Callable[..., RatingEstimator], ratings: Ratings) -> None:
+        model = make(optimizer="adagrad", epochs=30).fit(ratings)
+        assert model.evaluate(ratings)["rmse"] < 0.9 * ratings.ratings.std()  # which is the global mean's
+
 
 class TestValidation:
     """Ratings that are watched and never trained on."""

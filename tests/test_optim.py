@@ -1,24 +1,26 @@
-"""Adam's groups and first step by hand, and the learning-rate schedules."""
+"""Parameter groups, steps of Adam and of row-wise AdaGrad by hand, and the learning-rate schedules."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, with_rates
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.model import FunkMFModel, MFDMCModel, RatingModel
-from mfdmc_fast.optim import make_optimizer, rate_factor
+from mfdmc_fast.optim import RowAdaGrad, make_optimizer, rate_factor
 
 RATES = {"learning_rate": 0.1, "learning_rate_centers": 0.2, "learning_rate_biases": 0.3}
 
 
-def _model(biases: bool = True) -> MFDMCModel:
-    return MFDMCModel(5, 6, MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, biases=biases, **RATES))
+def _model(biases: bool = True, **settings: Any) -> MFDMCModel:
+    return MFDMCModel(5, 6, MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, biases=biases, **RATES | settings))
 
 
 def _rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
@@ -30,6 +32,28 @@ def test_rates_of_the_groups() -> None:
     assert _rates(make_optimizer(_model(biases=False))) == {"assignment_logits": 0.1, "centers": 0.2}
     funkmf = FunkMFModel(5, 6, FunkMFConfig(learning_rate=0.4, learning_rate_biases=0.5))
     assert _rates(make_optimizer(funkmf)) == {"factors": 0.4, "biases": 0.5}
+
+
+def test_rates_that_are_unset_are_those_of_the_optimizer() -> None:
+    for config in (MFDMCConfig(), MFDMCConfig(optimizer="adagrad")):
+        filled = with_rates(config)
+        assert _rates(make_optimizer(MFDMCModel(12, 12, config))) == {
+            "assignment_logits": filled.learning_rate,
+            "centers": filled.learning_rate_centers,
+            "biases": filled.learning_rate_biases,
+        }
+    for config in (FunkMFConfig(), FunkMFConfig(optimizer="adagrad", learning_rate=0.4)):
+        filled = with_rates(config)
+        assert _rates(make_optimizer(FunkMFModel(5, 6, config))) == {
+            "factors": filled.learning_rate,
+            "biases": filled.learning_rate_biases,
+        }
+
+
+def test_the_setting_chooses_the_optimizer() -> None:
+    assert type(make_optimizer(_model())) is torch.optim.Adam
+    assert type(make_optimizer(_model(optimizer="adagrad"))) is RowAdaGrad
+    assert type(make_optimizer(FunkMFModel(5, 6, FunkMFConfig(optimizer="adagrad")))) is RowAdaGrad
 
 
 @pytest.mark.parametrize(
@@ -58,6 +82,68 @@ def test_two_steps_of_adam_by_hand() -> None:
     # a parameter without a gradient stays
     unchanged = [p.detach() for p in model.parameters() if p is not parameter]
     assert all(torch.equal(a, b) for a, b in zip(others, unchanged, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_steps_of_row_adagrad_by_hand(dtype: torch.dtype) -> None:
+    def tensor(values: Any) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype)
+
+    close = partial(torch.testing.assert_close, rtol=1e-6 if dtype is torch.float32 else 1e-12, atol=0.0)
+    table, bias, alone = (torch.nn.Parameter(tensor(x)) for x in ([[1.0, 2.0], [3.0, 4.0]], [1.0, 2.0], [5.0]))
+    optimizer = RowAdaGrad([{"params": [table, alone], "lr": 0.5}, {"params": [bias], "lr": 0.1}])
+
+    # mean squares: of the rows (1 + 49) / 2 = 25 and 0, of the biases 0 and 9
+    table.grad, bias.grad = tensor([[1.0, 7.0], [0.0, 0.0]]), tensor([0.0, -3.0])
+    optimizer.step()
+    rows, biases = (optimizer.state[p]["row_sum"] for p in (table, bias))
+    close(rows, tensor([25.0, 0.0]))
+    close(biases, tensor([0.0, 9.0]))
+    row = [1 - 0.5 * 1 / (5 + 1e-8), 2 - 0.5 * 7 / (5 + 1e-8)]
+    other = 2 + 0.1 * 3 / (3 + 1e-8)
+    close(table.data, tensor([row, [3.0, 4.0]]))
+    close(bias.data, tensor([1.0, other]))
+
+    # 25 + 144 = 169 and 0 + (1 + 1) / 2 = 1; 0 + 16 and 9 + 16
+    table.grad, bias.grad = tensor([[12.0, -12.0], [1.0, -1.0]]), tensor([4.0, 4.0])
+    optimizer.step()
+    close(rows, tensor([169.0, 1.0]))
+    close(biases, tensor([16.0, 25.0]))
+    row = [row[0] - 0.5 * 12 / (13 + 1e-8), row[1] + 0.5 * 12 / (13 + 1e-8)]
+    close(table.data, tensor([row, [3 - 0.5 / (1 + 1e-8), 4 + 0.5 / (1 + 1e-8)]]))
+    close(bias.data, tensor([1 - 0.1 * 4 / (4 + 1e-8), other - 0.1 * 4 / (5 + 1e-8)]))
+    # a parameter without a gradient stays, and has no state
+    assert alone.item() == 5.0
+    assert alone not in optimizer.state
+
+
+def test_a_row_without_gradient_stays_whatever_it_did_before() -> None:
+    table = torch.nn.Parameter(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    optimizer = RowAdaGrad([table], lr=0.1)
+    table.grad = torch.ones(3, 4)
+    optimizer.step()
+    before = table.detach().clone()
+    table.grad[1] = 0.0
+    optimizer.step()
+    assert torch.equal(table[1], before[1])
+    assert (table != before).any(1).tolist() == [True, False, True]
+    # rates of any size: 0 times 1e38 / 1e-8 must not be NaN
+    fresh = torch.nn.Parameter(torch.ones(2, 2))
+    fresh.grad = torch.zeros(2, 2)
+    RowAdaGrad([fresh], lr=1e38).step()
+    assert fresh.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("model", [_model(optimizer="adagrad"), FunkMFModel(5, 6, FunkMFConfig(optimizer="adagrad"))])
+def test_row_adagrad_has_four_bytes_of_state_a_row(model: RatingModel) -> None:
+    optimizer = make_optimizer(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter in model.parameters():
+        state = optimizer.state[parameter]
+        assert {key: value.shape for key, value in state.items()} == {"row_sum": (len(parameter),)}
+        assert state["row_sum"].untyped_storage().nbytes() == 4 * len(parameter)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,28 @@ def test_compaction_in_place(rows_per_block: int, monkeypatch: pytest.MonkeyPatc
     assert side.centers.grad is None
 
 
+@pytest.mark.parametrize("view_dim", [1, 2])
+@pytest.mark.parametrize("n_items", [N_ITEMS, 15], ids=["more-clusters-than-items", "as-many"])
+def test_one_number_a_row_goes_with_a_center_and_stays_with_an_entity(n_items: int, view_dim: int) -> None:
+    """Row-wise AdaGrad's state [rows], also where the logits [n, S] have as many rows as the centers [S, d]."""
+    config = MFDMCConfig(n_views=3, n_clusters=5, view_dim=view_dim, optimizer="adagrad")
+    model = MFDMCModel(N_USERS, n_items, config, train_mean=3.0)
+    optimizer = make_optimizer(model)
+    train(model, optimizer, 3)
+    side, state = model.item, optimizer.state
+    logits_before, centers_before = (state[p]["row_sum"].clone() for p in (side.assignment_logits, side.centers))
+    assert (len(logits_before), len(centers_before)) == (n_items, 15)
+    storage = state[side.centers]["row_sum"].data_ptr()
+
+    remove_clusters(side, REMOVED, optimizer)
+
+    assert torch.equal(state[side.assignment_logits]["row_sum"], logits_before)
+    assert torch.equal(state[side.centers]["row_sum"], centers_before[KEPT_COLUMNS])
+    assert state[side.centers]["row_sum"].data_ptr() == storage
+    train(model, optimizer, 1)
+    assert (state[side.centers]["row_sum"] >= centers_before[KEPT_COLUMNS]).all()
+
+
 @pytest.mark.parametrize("combine", both_combines())
 def test_training_goes_on_after_pruning(combine: str) -> None:
     model = make_model(combine=combine)
@@ -263,13 +285,14 @@ def test_training_goes_on_after_pruning(combine: str) -> None:
         assert not torch.equal(parameter, old)
 
 
-def test_training_after_pruning_equals_training_of_a_model_built_without_the_clusters() -> None:
-    model = make_model()
+@pytest.mark.parametrize("optimizer_name", ["adam", "adagrad"])
+def test_training_after_pruning_equals_training_of_a_model_built_without_the_clusters(optimizer_name: str) -> None:
+    model = make_model(optimizer=optimizer_name)
     optimizer = make_optimizer(model)
     train(model, optimizer, 4)
     remove_clusters(model.user, REMOVED, optimizer)
-    # the same numbers in fresh tensors and a fresh optimizer that is given the moments
-    twin = make_model()
+    # the same numbers in fresh tensors and a fresh optimizer that is given the state
+    twin = make_model(optimizer=optimizer_name)
     twin_optimizer = make_optimizer(twin)
     train(twin, twin_optimizer, 1)
     for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):

@@ -57,7 +57,9 @@ MODELS: dict[str, Callable[[], RatingEstimator]] = {
     "pruned": lambda: MFDMC(n_views=3, n_clusters=5, view_dim=3, epochs=4, prune_start=2, prune_threshold=0.19),
     "sum": lambda: MFDMC(n_views=2, n_clusters=3, view_dim=5, combine="sum", epochs=2),
     "unbiased": lambda: MFDMC(n_views=2, n_clusters=3, biases=False, epochs=2),
+    "adagrad": lambda: MFDMC(n_views=2, n_clusters=3, optimizer="adagrad", epochs=2),
     "funkmf": lambda: FunkMF(n_factors=5, epochs=2),
+    "funkmf-adagrad": lambda: FunkMF(n_factors=5, optimizer="adagrad", epochs=2),
     "funkmf-unbiased": lambda: FunkMF(n_factors=5, biases=False, epochs=2),
 }
 
@@ -65,8 +67,11 @@ MODELS: dict[str, Callable[[], RatingEstimator]] = {
 def assert_same(loaded: RatingEstimator, fitted: RatingEstimator) -> None:
     """Same kind, settings, ids, history and, bit for bit, same answers."""
     assert type(loaded) is type(fitted)
-    # what was left to the data is a number in the file
-    assert loaded.get_params() == {**fitted.get_params(), "weight_l2": fitted.model_.config.weight_l2}
+    # what was left to the data or the optimizer is a number in the file
+    used = fitted.model_.config.to_dict()
+    assert loaded.get_params() == {k: used[k] if value is None else value for k, value in fitted.get_params().items()}
+    filled_in = [name for name in used if name.startswith("learning_rate") or name == "weight_l2"]
+    assert all(loaded.get_params()[name] is not None for name in filled_in)
     assert loaded.rating_scale_ == fitted.rating_scale_
     assert loaded.history_ == fitted.history_
     for ours, theirs in ((loaded.users_, fitted.users_), (loaded.items_, fitted.items_)):
@@ -137,6 +142,20 @@ def test_a_loaded_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
         file.write(b"\xff" * (tmp_path / "model").stat().st_size)
     (tmp_path / "model").unlink()
     assert_same(loaded, fitted)
+
+
+@pytest.mark.parametrize("name", ["pruned", "funkmf"])
+def test_files_from_before_there_was_a_choice_of_optimizer_were_trained_with_adam(
+    tmp_path: Path, files: dict[str, Path], name: str
+) -> None:
+    def older(tensors: Tensors, header: Header) -> None:
+        del header["config"]["optimizer"]
+        assert header["format_version"] == 1
+        assert header["config"]["learning_rate"] > 0
+
+    loaded = load_model(damaged(files[name], tmp_path / "model", older))
+    assert loaded.get_params()["optimizer"] == "adam"
+    assert_same(loaded, load_model(files[name]))
 
 
 def test_loading_as_another_kind_is_refused(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from mfdmc_fast.training import Callback, EpochRecord, TrainingHistory, evaluate
 MFDMC_BASE: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 128,
+    "optimizer": "adam",
     "learning_rate_schedule": "cosine",
     "n_views": 2,
     "n_clusters": 5,
@@ -51,6 +52,7 @@ MFDMC_BASE: dict[str, Any] = {
 FUNKMF_BASE: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 128,
+    "optimizer": "adam",
     "learning_rate_schedule": "cosine",
     "n_factors": 4,
     "factor_scale": 0.1,
@@ -146,6 +148,7 @@ def test_funkmf_learns(train: RatingsDataset) -> None:
 MFDMC_CHANGES: dict[str, Any] = {
     "epochs": 4,
     "batch_size": 64,
+    "optimizer": "adagrad",
     "learning_rate_schedule": "constant",
     "seed": 1,
     "n_views": 3,
@@ -172,6 +175,7 @@ MFDMC_CHANGES: dict[str, Any] = {
 FUNKMF_CHANGES: dict[str, Any] = {
     "epochs": 4,
     "batch_size": 64,
+    "optimizer": "adagrad",
     "learning_rate_schedule": "one-cycle",
     "seed": 1,
     "n_factors": 5,
