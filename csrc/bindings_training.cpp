@@ -193,7 +193,7 @@ struct Schedule {
 class PyTrainer {
  public:
   PyTrainer(Indices user_offsets /* [n_users + 1] */, Rows items /* [N] */, Floats ratings /* [N] */,
-            std::int64_t n_items, std::int64_t n_batches, std::uint64_t seed, int n_threads,
+            std::int64_t n_items, std::int64_t n_batches, std::uint64_t seed, std::int64_t dealt_at_once, int n_threads,
             const std::optional<std::string>& kernels)
       : user_offsets_(std::move(user_offsets)),
         items_(std::move(items)),
@@ -219,7 +219,7 @@ class PyTrainer {
     n_users_ = n_users;
     n_items_ = n_items;
     trainer_ = std::make_unique<Trainer>(RatingStore{offsets, items_.data(), ratings_.data(), n_users, n_items},
-                                         n_batches, seed, kernels_);
+                                         n_batches, seed, dealt_at_once, kernels_);
   }
 
   void start_epoch(std::uint64_t epoch) {
@@ -367,11 +367,11 @@ void define_training(py::module_& module) {
            py::arg("center_step").noconvert(), py::arg("inverse_root").noconvert(), py::arg("beta1"),
            py::arg("beta2"), py::arg("epsilon"));
   py::class_<PyTrainer>(module, "Trainer")
-      .def(py::init<Indices, Rows, Floats, std::int64_t, std::int64_t, std::uint64_t, int,
+      .def(py::init<Indices, Rows, Floats, std::int64_t, std::int64_t, std::uint64_t, std::int64_t, int,
                     const std::optional<std::string>&>(),
            py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items").noconvert(),
            py::arg("ratings").noconvert(), py::arg("n_items"), py::arg("n_batches"), py::arg("seed"),
-           py::arg("n_threads"), py::arg("kernels"))
+           py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"))
       .def("start_epoch", &PyTrainer::start_epoch, py::arg("epoch"))
       .def("run", &PyTrainer::run, py::kw_only(), py::arg("first"), py::arg("last"), py::arg("user"), py::arg("item"),
            py::arg("options"), py::arg("schedule"), py::arg("step"));

@@ -20,7 +20,15 @@ from mfdmc_fast.errors import TrainingDiverged
 from mfdmc_fast.model import SIDES, RatingModel, SideName
 from mfdmc_fast.ops import native
 from mfdmc_fast.ops.types import LossTerms
-from mfdmc_fast.optim import ADAM_BETAS, ADAM_EPSILON, OptimizerState, likely_cause, make_optimizer, rate_factor
+from mfdmc_fast.optim import (
+    ADAGRAD_EPSILON,
+    ADAM_BETAS,
+    ADAM_EPSILON,
+    OptimizerState,
+    likely_cause,
+    make_optimizer,
+    rate_factor,
+)
 
 _PARAMETERS_WORTH_THREADS = 4_000_000
 # a call into the native engine should return this often, for progress and Ctrl-C
@@ -48,8 +56,8 @@ class Epochs(Protocol):
 
 
 def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epochs:
-    """The native engine for the `cpu` backend where it takes the data and the optimizer, torch for everything else."""
-    if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES and model.config.optimizer == "adam":
+    """The native engine for the `cpu` backend where it takes the data, torch for everything else."""
+    if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES:
         return NativeEpochs(model, batches)
     return TorchEpochs(model, batches)
 
@@ -88,14 +96,14 @@ class TorchEpochs:
 
 
 class NativeEpochs:
-    """All steps in the C++ engine: batches dealt, loss, gradients and Adam in one call.
+    """All steps in the C++ engine: batches dealt, loss, gradients and optimizer in one call.
 
-    Rows that a batch does not touch are left alone until they are needed or the epoch ends.
+    Rows that a batch does not touch are left alone; Adam's, until they are needed or the epoch ends.
     """
 
     def __init__(self, model: RatingModel, batches: BatchIterator) -> None:
         self._model, self._batches = model, batches
-        self.optimizer: OptimizerState = _NativeAdam(model)
+        self.optimizer: OptimizerState = _NativeState(model)
         self._trainer = native.Trainer(
             user_offsets=batches.dataset.user_offsets,
             items=batches.dataset.item_idx,
@@ -107,11 +115,11 @@ class NativeEpochs:
         config = model.config
         total = config.epochs * batches.n_batches
         factors = np.array([rate_factor(config.learning_rate_schedule, step, total) for step in range(total)])
-        self._schedule = native.adam_schedule(
-            {group["name"]: group["lr"] * factors for group in self.optimizer.param_groups},
-            betas=ADAM_BETAS,
-            epsilon=ADAM_EPSILON,
-        )
+        rates = {group["name"]: group["lr"] * factors for group in self.optimizer.param_groups}
+        if config.optimizer == "adagrad":
+            self._schedule = native.adagrad_schedule(rates, epsilon=ADAGRAD_EPSILON)
+        else:
+            self._schedule = native.adam_schedule(rates, betas=ADAM_BETAS, epsilon=ADAM_EPSILON)
 
     def run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
         n_batches = self._batches.n_batches
@@ -136,8 +144,9 @@ class NativeEpochs:
             seconds = max(time.perf_counter() - start, 1e-6)
             per_call = max(1, int(_SECONDS_PER_CALL / seconds * (upto - batch)))
             batch = upto
-        for state in sides.values():
-            native.catch_up(state, self._schedule, first_step + n_batches)
+        if self._model.config.optimizer == "adam":
+            for state in sides.values():
+                native.catch_up(state, self._schedule, first_step + n_batches)
         return _mean_terms(sums, len(self._batches.dataset))
 
     def _state_of(self, side: SideName) -> Any:
@@ -147,18 +156,23 @@ class NativeEpochs:
         return native.side_state(parameters, {name: state[p] for name, p in parameters.tensors().items()})
 
 
-class _NativeAdam:
-    """Optimizer state of the native engine, laid out as torch.optim.Adam's, so that pruning can treat both alike."""
+class _NativeState:
+    """Optimizer state of the native engine, laid out as the torch optimizers', so that pruning can treat both alike."""
 
     def __init__(self, model: RatingModel) -> None:
         self.param_groups: list[dict[str, Any]] = model.parameter_groups()
         self.state: dict[Any, dict[str, Any]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
-                self.state[parameter] = {
-                    "exp_avg": torch.zeros_like(parameter.data),
-                    "exp_avg_sq": torch.zeros_like(parameter.data),
-                }
+                if model.config.optimizer == "adagrad":
+                    self.state[parameter] = {"row_sum": torch.zeros(len(parameter))}
+                else:
+                    self.state[parameter] = {
+                        "exp_avg": torch.zeros_like(parameter.data),
+                        "exp_avg_sq": torch.zeros_like(parameter.data),
+                    }
+        if model.config.optimizer == "adagrad":
+            return
         for side in SIDES:
             # the first step that each row has not made yet
             table = model.native_parameters(side).table

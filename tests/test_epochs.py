@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,7 @@ from mfdmc_fast.training import fit
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
 
+native_trainer = native.Trainer
 KERNELS = ["baseline", "avx2", "avx512"]
 CONFIGS: dict[str, TrainingConfig] = {
     "concat": MFDMCConfig(n_views=3, n_clusters=5, view_dim=3, epochs=6, prune_start=3, prune_threshold=0.19),
@@ -27,7 +29,11 @@ CONFIGS: dict[str, TrainingConfig] = {
     "plain": MFDMCConfig(n_views=2, n_clusters=3, view_dim=17, epochs=4, biases=False),
     "small-batches": MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, epochs=3, batch_size=37),
     "one-rating-a-batch": MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=1, batch_size=1),
+    "adagrad": MFDMCConfig(
+        n_views=3, n_clusters=5, view_dim=4, epochs=6, optimizer="adagrad", prune_start=3, prune_threshold=0.19
+    ),
     "funkmf": FunkMFConfig(n_factors=19, epochs=6),
+    "funkmf-adagrad": FunkMFConfig(n_factors=19, epochs=6, optimizer="adagrad"),
     "funkmf-plain": FunkMFConfig(n_factors=8, epochs=4, biases=False, batch_size=100),
 }
 
@@ -69,7 +75,7 @@ def test_the_engine_follows_the_reference(
     assert [(e.epoch, e.side, e.view, e.cluster) for e in history.prune_events] == [
         (e.epoch, e.side, e.view, e.cluster) for e in expected.prune_events
     ]
-    if name == "concat":
+    if name in ("concat", "adagrad"):
         assert history.prune_events
     for mine, theirs in zip(history.epochs, expected.epochs, strict=True):
         assert mine.loss == pytest.approx(theirs.loss, rel=1e-4, abs=1e-6)
@@ -80,7 +86,7 @@ def test_the_engine_follows_the_reference(
         assert error <= 1e-4 * size, key
 
 
-@pytest.mark.parametrize("name", ["concat", "sum", "funkmf"])
+@pytest.mark.parametrize("name", ["concat", "sum", "adagrad", "funkmf"])
 def test_the_number_of_threads_does_not_change_the_bits(name: str) -> None:
     # large enough for every pass to be shared out
     data = RatingsDataset.from_ratings(make_planted_ratings(700, 400, 12_000, seed=6))
@@ -94,6 +100,17 @@ def test_the_number_of_threads_does_not_change_the_bits(name: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(parameters, results[0][0], strict=True))
 
 
+def test_dealing_a_part_of_an_epoch_at_a_time_changes_nothing(
+    data: RatingsDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, history = _trained(CONFIGS["small-batches"], data, backend="cpu")
+    for at_once in (1, 37 * 7):
+        monkeypatch.setattr(native, "Trainer", partial(native_trainer, dealt_at_once=at_once))
+        parts, parts_history = _trained(CONFIGS["small-batches"], data, backend="cpu")
+        assert [e.loss for e in parts_history.epochs] == [e.loss for e in history.epochs]
+        assert all(torch.equal(a, b) for a, b in zip(parts.parameters(), whole.parameters(), strict=True))
+
+
 def test_batches_are_those_of_the_iterator(data: RatingsDataset) -> None:
     """With a learning rate of almost 0 the mean squared error of every batch tells its ratings."""
     config = FunkMFConfig(epochs=2, batch_size=50, factor_scale=0.0, learning_rate=1e-30, learning_rate_biases=1e-30)
@@ -104,11 +121,13 @@ def test_batches_are_those_of_the_iterator(data: RatingsDataset) -> None:
     for epoch in (1, 2):
         sides = [engine._state_of(side) for side in ("user", "item")]
         trainer.start_epoch(epoch)
+        before = 0.0
         for number, batch in enumerate(batches.epoch(epoch)):
             sums, done, failed = trainer.run(number, number + 1, *sides, model.native_options(epoch), schedule, number)
             assert (done, failed) == (number + 1, False)
             errors = (batch.ratings.double() - model.global_mean).square()
-            assert sums[1] == pytest.approx(errors.sum().item(), rel=1e-5)
+            assert sums[1] - before == pytest.approx(errors.sum().item(), rel=1e-5)
+            before = sums[1]
 
 
 def test_the_engine_works_on_the_arrays_of_the_sorted_dataset(

@@ -93,11 +93,12 @@ void Grouping::fill(int piece) {
   }
 }
 
-Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed)
-    : store_(store), n_batches_(n_batches), n_runs_((store.size() + n_batches - 1) / n_batches), seed_(seed) {
-  constexpr std::int64_t most = 1 << 24;  // ratings dealt at once, 12 bytes each
-  together_ = std::clamp<std::int64_t>(most / n_runs_, 1, n_batches);
-}
+Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once)
+    : store_(store),
+      n_batches_(n_batches),
+      n_runs_((store.size() + n_batches - 1) / n_batches),
+      together_(std::clamp<std::int64_t>(at_once / n_runs_, 1, n_batches)),
+      seed_(seed) {}
 
 void Dealer::deal(std::int64_t b, Team& team) {
   first_ = b;

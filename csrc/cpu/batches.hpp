@@ -59,8 +59,8 @@ class Grouping {
 // Deals the ratings of a store into the batches of an epoch.
 class Dealer {
  public:
-  // n_batches is at most 65,536.
-  Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed);
+  // n_batches is at most 65,536; about `at_once` ratings are dealt at a time, 12 bytes each.
+  Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once);
 
   void start_epoch(std::uint64_t epoch) {
     epoch_ = epoch;

@@ -219,7 +219,7 @@ def adam_schedule(rates: Mapping[str, npt.NDArray[np.float64]], *, betas: tuple[
     step = np.arange(1, len(next(iter(rates.values()))) + 1)
     return _module().Schedule(
         optimizer="adam",
-        **_step_sizes(rates, 1 - betas[0] ** step),
+        **_step_sizes(rates, 1 - np.power(betas[0], step, dtype=np.float64)),
         inverse_root=(1 / np.sqrt(1 - betas[1] ** step)).astype(np.float32),
         beta1=betas[0],
         beta2=betas[1],
@@ -261,6 +261,8 @@ class Trainer:
         n_items: rows of the item side.
         n_batches: batches of an epoch, at most MAX_BATCHES.
         seed: batches are those of `mfdmc_fast.data.BatchIterator` with this seed.
+        dealt_at_once: ratings copied into batches at a time, 12 bytes each; fewer cost time, as every time all are
+            looked at. Results do not depend on it.
     """
 
     def __init__(
@@ -272,6 +274,7 @@ class Trainer:
         n_items: int,
         n_batches: int,
         seed: int,
+        dealt_at_once: int = 1 << 24,
     ) -> None:
         self._trainer = _module().Trainer(
             user_offsets=np.ascontiguousarray(user_offsets, dtype=np.int64),
@@ -280,6 +283,7 @@ class Trainer:
             n_items=n_items,
             n_batches=n_batches,
             seed=seed,
+            dealt_at_once=dealt_at_once,
             n_threads=torch.get_num_threads(),
             kernels=environment.cpu_kernels(),
         )
