@@ -1,6 +1,7 @@
 // Trainer, batch_loss and what they share: checks the arrays, releases the GIL, calls.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -289,6 +290,27 @@ void catch_up(SideState& side, const Schedule& schedule, std::int64_t until, int
   });
 }
 
+// Mean assignment weights [S] over the rows that `among` names; NaN where it names none.
+std::vector<double> cluster_usage(SideState& side, const Array<bool>& among /* [n] */, int n_threads,
+                                  const std::optional<std::string>& kernels_name) {
+  const Kernels& kernels = kernels_named(kernels_name);
+  const TrainedSide table = side.side();
+  if (!table.centers || n_threads < 1) throw py::value_error("a side with clusters is needed, and a thread");
+  check_shape("among", among, {table.n_entities});
+  const bool* const counted = among.data();
+  const std::int64_t s = table.total_clusters, n = table.n_entities;
+  constexpr std::int64_t block = 1024;  // part of the definition of the sums
+  std::vector<double> parts((n + block - 1) / block * s), usage(s, 0.0);
+  py::gil_scoped_release release;
+  Team::mine(n_threads).run((n + block - 1) / block, [&](std::int64_t index, int) {
+    kernels.weight_sums(table, counted, index * block, std::min(n, (index + 1) * block), parts.data() + index * s);
+  });
+  for (std::size_t j = 0; j < parts.size(); ++j) usage[j % s] += parts[j];
+  const double n_counted = static_cast<double>(std::count(counted, counted + n, true));
+  for (double& share : usage) share /= n_counted;
+  return usage;
+}
+
 // The loss terms of a batch in any order; writes gradients of `total` into zeroed tables.
 std::vector<double> batch_loss(SideState& user, SideState& item, const Indices& user_idx /* [B] */,
                                const Indices& item_idx /* [B] */, const Floats& ratings /* [B] */,
@@ -382,6 +404,8 @@ void define_training(py::module_& module) {
     return names;
   });
   module.def("catch_up", &catch_up, py::arg("side"), py::arg("schedule"), py::arg("until"), py::arg("n_threads"));
+  module.def("cluster_usage", &cluster_usage, py::kw_only(), py::arg("side"), py::arg("among").noconvert(),
+             py::arg("n_threads"), py::arg("kernels"));
   module.def("batch_loss", &batch_loss, py::kw_only(), py::arg("user"), py::arg("item"),
              py::arg("user_idx").noconvert(), py::arg("item_idx").noconvert(), py::arg("ratings").noconvert(),
              py::arg("options"), py::arg("user_grad").noconvert(), py::arg("user_bias_grad").noconvert(),

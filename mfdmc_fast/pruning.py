@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast.model import RatingModel, Side, SideName
+from mfdmc_fast.ops import functional
 from mfdmc_fast.optim import OptimizerState
 
 # rows of a wide table moved per step: bounds the temporary copy of a compaction
@@ -73,8 +74,9 @@ class ClusterPruning:
         events: list[PruneEvent] = []
         for name, side in model.prunable_sides().items():
             removed: list[list[int]] = []
-            for view, weights in enumerate(side.assignment_weights()):
-                usage = weights[trained[name]].mean(0, dtype=torch.float64).tolist()
+            by_cluster = functional.cluster_usage(side.tensors(), trained[name], backend=model.training_backend)
+            for view, of_view in enumerate(by_cluster.split(side.n_clusters)):
+                usage = of_view.tolist()
                 weak = sorted((k for k, share in enumerate(usage) if share < self.threshold), key=usage.__getitem__)
                 weak = weak[: max(0, len(usage) - self.min_clusters)]
                 events += [PruneEvent(epoch, name, view, side.cluster_ids[view][k], usage[k]) for k in weak]

@@ -15,6 +15,7 @@ from torch import Tensor
 from mfdmc_fast import pruning
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.model import FunkMFConfig, FunkMFModel, MFDMCModel, Side, SideName
+from mfdmc_fast.ops import functional
 from mfdmc_fast.optim import make_optimizer
 from mfdmc_fast.pruning import ClusterPruning, PruneEvent, compact_, remove_clusters
 from mfdmc_fast.testing import both_combines
@@ -130,7 +131,8 @@ def test_more_min_clusters_than_there_are_prune_nothing() -> None:
 def test_a_usage_equal_to_the_threshold_stays() -> None:
     model = uniform_model()
     set_usage(model.user, 0, [0.125, 0.125, 0.25, 0.25, 0.25])
-    usage = model.user.assignment_weights()[0].mean(0, dtype=torch.float64)[0].item()
+    everyone = torch.ones(len(model.user.assignment_logits), dtype=torch.bool)
+    usage = functional.cluster_usage(model.user.tensors(), everyone)[0].item()
     assert after_epoch(model, threshold=usage) == []
     assert len(after_epoch(model, threshold=usage * 1.001)) == 2
 

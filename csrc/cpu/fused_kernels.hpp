@@ -111,6 +111,9 @@ struct Kernels {
                           float* scratch, float* center_sums);
   // Adam without gradient for rows [first, last) of the table, up to step `until`.
   void (*catch_up)(const TrainedSide&, const StepSchedule&, std::int32_t until, std::int64_t first, std::int64_t last);
+  // Writes to sums [S] the assignment weights of rows [first, last) of the table, added up over the rows that `among`
+  // [n] names.
+  void (*weight_sums)(const TrainedSide&, const bool* among, std::int64_t first, std::int64_t last, double* sums);
 };
 
 extern const Kernels kernels_baseline;

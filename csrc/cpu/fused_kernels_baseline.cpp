@@ -3,7 +3,7 @@
 
 namespace mfdmc {
 
-const Kernels kernels_baseline = {"baseline",     kLanes,          entity_forward, rating_pass,
-                              entity_backward, catch_up};
+const Kernels kernels_baseline = {"baseline", kLanes, entity_forward, rating_pass, entity_backward,
+                                  catch_up, weight_sums};
 
 }  // namespace mfdmc

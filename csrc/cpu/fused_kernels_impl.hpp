@@ -31,6 +31,18 @@ inline TileBias forward_bias(const TrainedSide& side, const BatchSide& batch, co
   return {share, bias * bias * share};
 }
 
+// Asks for what the forward pass reads of rows [first, last) of the batch.
+inline void prefetch_logits(const TrainedSide& side, const UpdateSetup& update, const std::int64_t* rows,
+                            std::int64_t first, std::int64_t last) {
+  const std::int64_t s = side.total_clusters;
+  for (std::int64_t r = first; r < last; ++r) {
+    prefetch(side.logits + rows[r] * s, s);
+    if (update.optimizer != Optimizer::adam || side.next_step[rows[r]] >= update.step) continue;
+    prefetch(side.logits_m + rows[r] * s, s);
+    prefetch(side.logits_v + rows[r] * s, s);
+  }
+}
+
 // FunkMF: the embedding is the row itself.
 void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
                     std::int64_t first, std::int64_t last, double* terms) {
@@ -38,8 +50,7 @@ void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossS
   Vec squares{}, bias_squares{};
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, last - t);
-    for (std::int64_t r = t + kLanes; r < least(t + 2 * kLanes, last); ++r)
-      prefetch(side.logits + batch.rows[r] * n, n);
+    prefetch_logits(side, update, batch.rows, t + kLanes, least(t + 2 * kLanes, last));
     if (update.optimizer == Optimizer::adam)
       for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.schedule, batch.rows[t + r], update.step);
     Vec lengths[kLanes];
@@ -73,8 +84,7 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
   Vec proximities{}, entropies{}, squares{}, bias_squares{};
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
-    for (std::int64_t r = t + kLanes; r < least(t + 2 * kLanes, last); ++r)
-      prefetch(side.logits + batch.rows[r] * s, s);
+    prefetch_logits(side, update, batch.rows, t + kLanes, least(t + 2 * kLanes, last));
     if (update.optimizer == Optimizer::adam)
       for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.schedule, batch.rows[t + r], update.step);
     load_transposed([&](std::int64_t r) { return side.logits + batch.rows[t + r] * s; }, n_rows, s, tile);
@@ -147,6 +157,27 @@ void entity_forward(const TrainedSide& side, const BatchSide& batch, const LossS
     default:
       return entity_forward_of<0>(side, batch, loss, update, first, last, terms);
   }
+}
+
+void weight_sums(const TrainedSide& side, const bool* among, std::int64_t first, std::int64_t last, double* sums) {
+  const std::int64_t s = side.total_clusters;
+  Vec tile[kMaxColumns], totals[kMaxColumns];
+  for (std::int64_t k = 0; k < s; ++k) totals[k] = Vec{};
+  for (std::int64_t t = first; t < last; t += kLanes) {
+    const std::int64_t n_rows = least(kLanes, last - t);
+    load_transposed([&](std::int64_t r) { return side.logits + (t + r) * s; }, n_rows, s, tile);
+    alignas(64) float counted[kLanes];
+    for (std::int64_t r = 0; r < kLanes; ++r) counted[r] = r < n_rows && among[t + r] ? 1.0f : 0.0f;
+    for (std::int64_t v = 0; v < side.n_views; ++v) {
+      const std::int64_t k0 = side.view_offsets[v], k1 = side.view_offsets[v + 1];
+      Vec largest = tile[k0], total{};
+      for (std::int64_t k = k0 + 1; k < k1; ++k) largest = maximum(largest, tile[k]);
+      for (std::int64_t k = k0; k < k1; ++k) total += tile[k] = exp_negative(tile[k] - largest);
+      const Vec factor = load(counted) / total;
+      for (std::int64_t k = k0; k < k1; ++k) totals[k] += tile[k] * factor;
+    }
+  }
+  for (std::int64_t k = 0; k < s; ++k) sums[k] = sum_lanes(totals[k]);
 }
 
 // The sum of e z_other over ratings of one row, in registers if `width`, its length in vectors, is known; else `width`

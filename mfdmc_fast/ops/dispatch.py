@@ -63,6 +63,7 @@ BACKENDS = {
             devices=frozenset({"cpu"}),
             ops={
                 "batch_loss": autograd.batch_loss_cpu,
+                "cluster_usage": native.cluster_usage,
                 "funkmf_loss": autograd.funkmf_loss_cpu,
                 "score_pairs": native.score_pairs,
                 "top_items": native.top_items,
@@ -70,17 +71,19 @@ BACKENDS = {
             why_unavailable=native.why_unavailable,
             dtypes={
                 "batch_loss": frozenset({torch.float32}),
+                "cluster_usage": frozenset({torch.float32}),
                 "funkmf_loss": frozenset({torch.float32}),
                 "score_pairs": frozenset({torch.float32, torch.float64}),
                 "top_items": frozenset({torch.float32}),
             },
-            max_columns={"batch_loss": native.MAX_COLUMNS, "funkmf_loss": native.MAX_COLUMNS},
+            max_columns=dict.fromkeys(("batch_loss", "cluster_usage", "funkmf_loss"), native.MAX_COLUMNS),
         ),
         Backend(
             name="reference",
             devices=None,
             ops={
                 "batch_loss": reference.batch_loss,
+                "cluster_usage": reference.cluster_usage,
                 "embed": reference.embed,
                 "funkmf_loss": reference.funkmf_loss,
                 "score_pairs": reference.score_pairs,

@@ -244,6 +244,28 @@ def top_items(
         )
 
 
+def cluster_usage(side: SideTensors, among: Tensor, *, backend: str = "auto") -> Tensor:
+    """Mean assignment weight of each cluster over some entities: what pruning goes by.
+
+    Args:
+        side: assignment_logits [n, S], centers [S, d].
+        among: [n] bool, the entities that count.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        [S] float64, adding up to 1 in each view; NaN where no entity counts. No input gets a gradient.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit; the message names the argument.
+    """
+    _check_side("side", side)
+    if among.dtype != torch.bool or among.shape != side.assignment_logits.shape[:1]:
+        raise TypeError(f"among must be [{len(side.assignment_logits)}] bool, got {list(among.shape)} {among.dtype}")
+    chosen = dispatch.choose("cluster_usage", side.centers.device, side.centers.dtype, backend, columns_of(side))
+    with torch.no_grad():
+        return cast(Tensor, chosen.ops["cluster_usage"](_contiguous(side), among))
+
+
 def columns_of(side: SideTensors) -> int:
     """The larger of the clusters of a side and the numbers of a `concat` embedding: what limits some kernels."""
     return max(sum(side.n_clusters), len(side.n_clusters) * side.centers.shape[1])

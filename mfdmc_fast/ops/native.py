@@ -141,6 +141,17 @@ def top_items(
     return found, scores
 
 
+def cluster_usage(side: SideTensors, among: Tensor) -> Tensor:  # [S]
+    """Mean assignment weights; see `mfdmc_fast.ops.functional.cluster_usage` for the contract."""
+    usage = _module().cluster_usage(
+        side=side_state(SideParameters.of(side)),
+        among=_array("among", among.contiguous(), torch.bool),
+        n_threads=torch.get_num_threads(),
+        kernels=environment.cpu_kernels(),
+    )
+    return torch.tensor(usage, dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class SideParameters:
     """The trainable tensors of one side of MFDMC or FunkMF.

@@ -38,6 +38,12 @@ def assignment_weights(assignment_logits: Tensor, n_clusters: tuple[int, ...]) -
     return log_assignment_weights(assignment_logits, n_clusters).exp().T
 
 
+def cluster_usage(side: SideTensors, among: Tensor) -> Tensor:
+    """Mean assignment weights [S]; see `mfdmc_fast.ops.functional.cluster_usage` for the contract."""
+    weights = log_assignment_weights(side.assignment_logits[among], side.n_clusters).exp()
+    return weights.mean(1, dtype=torch.float64)
+
+
 def view_embeddings(weights: Tensor, centers: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
     """Embeddings of each view (Eq. 2 of the paper), z_{e,v} = sum_k w_{e,v,k} c_{v,k}.
 

@@ -16,7 +16,7 @@ from mfdmc_fast.testing import Case, make_case
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 NOT_BUILT = "the C++ module was not built; reinstall with MFDMC_NATIVE=on"
-OPS = ["batch_loss", "embed", "funkmf_loss", "score_pairs", "top_items"]
+OPS = ["batch_loss", "cluster_usage", "embed", "funkmf_loss", "score_pairs", "top_items"]
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast.errors import BackendUnavailable
-from mfdmc_fast.ops import native, reference
+from mfdmc_fast.ops import functional, native, reference
 from mfdmc_fast.ops.types import SideTensors
 
 needs_module = pytest.mark.skipif(native.why_unavailable() is not None, reason=str(native.why_unavailable()))
@@ -277,3 +277,26 @@ def test_missing_module_says_what_to_do(present, message, fail_to_load, monkeypa
     monkeypatch.setattr(native, "__file__", str(tmp_path / "ops" / "native.py"))
     fail_to_load(ModuleNotFoundError("No module named 'mfdmc_fast._cpu'"))
     assert message in native.why_unavailable()
+
+
+@needs_module
+@pytest.mark.parametrize("kernels", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("n", [1, 37, 2500])
+def test_cluster_usage_matches_the_reference(kernels: str, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels not in native.available_kernels():
+        pytest.skip(f"this processor has no {kernels}")
+    monkeypatch.setenv("MFDMC_CPU_KERNELS", kernels)
+    generator = torch.Generator().manual_seed(n)
+    logits = torch.randn(n, 13, generator=generator) * 20
+    side = SideTensors(logits, torch.zeros(13, 2), (1, 5, 7), None)
+    among = torch.rand(n, generator=generator) < 0.7
+    for counted in (among, torch.ones(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)):
+        exact = side._replace(assignment_logits=logits.double(), centers=side.centers.double())
+        expected = functional.cluster_usage(exact, counted, backend="reference")
+        torch.testing.assert_close(
+            functional.cluster_usage(side, counted, backend="cpu"), expected, rtol=1e-5, atol=1e-9
+        )
+        of_views = [float(view.sum()) for view in expected.split(side.n_clusters)]
+        assert of_views == pytest.approx([float(counted.any())] * 3)
+    with pytest.raises(TypeError, match="among must be"):
+        functional.cluster_usage(side, among.int(), backend="cpu")
