@@ -155,9 +155,11 @@ def test_the_reference_has_every_op_on_every_device_and_dtype() -> None:
 
 def _calls(case: Case) -> dict[str, Any]:
     z = torch.ones(2, 3)
+    everyone = torch.ones(len(case.user.assignment_logits), dtype=torch.bool)
     factors = case.user.centers[:, :2]
     return {
         "batch_loss": lambda: functional.batch_loss(*case, backend="reference"),
+        "cluster_usage": lambda: functional.cluster_usage(case.user, everyone, backend="reference"),
         "embed": lambda: functional.embed(case.user, backend="reference"),
         "funkmf_loss": lambda: functional.funkmf_loss(
             functional.FactorTensors(factors),
