@@ -1,7 +1,7 @@
 """How the default settings were chosen: a seeded search on a validation split of MovieLens-100k's u1.base alone.
 
-    python -m benchmarks.tune_defaults --model mfdmc  [--trials 60] [--jobs 2]
-    python -m benchmarks.tune_defaults --model funkmf [--trials 60] [--jobs 2]
+    python -m benchmarks.tune_defaults --model mfdmc  [--trials 200] [--jobs 2]
+    python -m benchmarks.tune_defaults --model funkmf [--trials 200] [--jobs 2]
     python -m benchmarks.tune_defaults --model MODEL --optimizer adagrad [--backend reference]
 
 72,000 ratings train, 8,000 validate; the test files u1.test … u5.test are never read. Optuna's TPE sampler proposes
@@ -37,36 +37,6 @@ from mfdmc_fast.testing import data_folder
 SPLIT_SEED = 7
 PRUNED_WANTED = 16
 PRUNING_WORTH = 0.003
-# where earlier, unrecorded trials with a prototype had ended: the first proposals of the search
-STARTS: dict[str, list[dict[str, Any]]] = {
-    "mfdmc": [
-        {
-            "center_scale": 1.1,
-            "logit_scale": 0.11,
-            "learning_rate": 0.032,
-            "learning_rate_centers": 0.0175,
-            "learning_rate_biases": 0.011,
-            "spread_margin": 0.71,
-            "weight_spread": 0.018,
-            "weight_proximity": 0.0285,
-            "weight_entropy": 0.093,
-            "weight_l2": 0.111,
-            "weight_bias_l2": 0.021,
-        }
-    ],
-    "funkmf": [
-        {
-            "n_factors": 32,
-            "factor_scale": 0.1,
-            "learning_rate": 0.01,
-            "learning_rate_biases": 0.01,
-            "weight_l2": 0.12,
-            "weight_bias_l2": 0.01,
-        }
-    ],
-}
-
-
 # AdaGrad's step falls as 1 / sqrt(steps), so its rates are some ten times Adam's
 ADAGRAD_RATES: dict[str, dict[str, tuple[float, float]]] = {
     "mfdmc": {
@@ -86,24 +56,24 @@ def propose(trial: optuna.Trial, model: str, optimizer: str) -> dict[str, Any]:
     if model == "funkmf":
         return {
             "n_factors": trial.suggest_categorical("n_factors", [16, 32, 64, 128]),
-            "factor_scale": trial.suggest_float("factor_scale", 0.02, 0.3, log=True),
-            "learning_rate": trial.suggest_float("learning_rate", 0.003, 0.03, log=True),
-            "learning_rate_biases": trial.suggest_float("learning_rate_biases", 0.003, 0.03, log=True),
+            "factor_scale": trial.suggest_float("factor_scale", 0.005, 0.3, log=True),
+            "learning_rate": trial.suggest_float("learning_rate", 0.001, 0.03, log=True),
+            "learning_rate_biases": trial.suggest_float("learning_rate_biases", 0.003, 0.06, log=True),
             "weight_l2": trial.suggest_float("weight_l2", 0.08, 0.18),
-            "weight_bias_l2": trial.suggest_float("weight_bias_l2", 0.003, 0.05, log=True),
+            "weight_bias_l2": trial.suggest_float("weight_bias_l2", 0.001, 0.05, log=True),
         }
     return {
-        "center_scale": trial.suggest_float("center_scale", 0.8, 1.3),
-        "logit_scale": trial.suggest_float("logit_scale", 0.05, 0.4, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 0.015, 0.06, log=True),
-        "learning_rate_centers": trial.suggest_float("learning_rate_centers", 0.007, 0.04, log=True),
-        "learning_rate_biases": trial.suggest_float("learning_rate_biases", 0.004, 0.015, log=True),
-        "spread_margin": trial.suggest_float("spread_margin", 0.5, 1.5),
+        "center_scale": trial.suggest_float("center_scale", 0.6, 1.4),
+        "logit_scale": trial.suggest_float("logit_scale", 0.05, 1.2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 0.015, 0.2, log=True),
+        "learning_rate_centers": trial.suggest_float("learning_rate_centers", 0.003, 0.04, log=True),
+        "learning_rate_biases": trial.suggest_float("learning_rate_biases", 0.004, 0.04, log=True),
+        "spread_margin": trial.suggest_float("spread_margin", 0.2, 1.5),
         "weight_spread": trial.suggest_float("weight_spread", 0.01, 0.2, log=True),
         # both come in over the first half of the epochs, as in the trials before
-        "weight_proximity": f"0:{trial.suggest_float('weight_proximity', 0.008, 0.05, log=True):.4f}:30",
-        "weight_entropy": f"0:{trial.suggest_float('weight_entropy', 0.04, 0.3, log=True):.4f}:30",
-        "weight_l2": trial.suggest_float("weight_l2", 0.08, 0.14),
+        "weight_proximity": f"0:{trial.suggest_float('weight_proximity', 0.003, 0.05, log=True):.4f}:30",
+        "weight_entropy": f"0:{trial.suggest_float('weight_entropy', 0.01, 0.3, log=True):.4f}:30",
+        "weight_l2": trial.suggest_float("weight_l2", 0.08, 0.18),
         "weight_bias_l2": trial.suggest_float("weight_bias_l2", 0.01, 0.05, log=True),
     }
 
@@ -139,7 +109,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["mfdmc", "funkmf"], required=True)
     parser.add_argument("--optimizer", choices=["adam", "adagrad"], default="adam", help="adagrad: only its rates")
     parser.add_argument("--backend", default="auto", help="backend that trains")
-    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trials at a time, one thread each")
     args = parser.parse_args()
     command = f"python -m benchmarks.tune_defaults --model {args.model} --trials {args.trials} --jobs {args.jobs}"
@@ -149,9 +119,7 @@ def main() -> None:
         command += f" --backend {args.backend}"
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=10))
-    for start in STARTS[args.model] if args.optimizer == "adam" else []:
-        study.enqueue_trial(start)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=20))
     trials: list[dict[str, Any]] = []
     fit_once = partial(run, args.model, args.backend)
     with ProcessPoolExecutor(args.jobs) as pool:

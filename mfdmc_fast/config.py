@@ -35,7 +35,7 @@ class TrainingConfig:
 
     epochs: int = _option(60, "passes over the training ratings")
     batch_size: int | None = _option(
-        None, "ratings per step; unset: the power of two nearest to 1/20 of the training ratings, at least 1,024"
+        None, "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, at least 1,024"
     )
     optimizer: Literal["adam", "adagrad"] = _option(
         "adam", "adam keeps two numbers for every parameter; adagrad (row-wise AdaGrad) one for a whole row of a table"

@@ -28,6 +28,7 @@ CONFIGS: dict[str, TrainingConfig] = {
     "sum": MFDMCConfig(n_views=3, n_clusters=4, view_dim=5, epochs=6, combine="sum", prune=False, center_scale=0.5),
     "plain": MFDMCConfig(n_views=2, n_clusters=3, view_dim=17, epochs=4, biases=False),
     "small-batches": MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, epochs=3, batch_size=37),
+    "rows-that-miss-many-steps": MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, epochs=4, batch_size=6),
     "one-rating-a-batch": MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=1, batch_size=1),
     "adagrad": MFDMCConfig(
         n_views=3, n_clusters=5, view_dim=4, epochs=6, optimizer="adagrad", prune_start=3, prune_threshold=0.19

@@ -47,12 +47,13 @@ inline void prefetch_logits(const TrainedSide& side, const UpdateSetup& update, 
 void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossSetup& loss, const UpdateSetup& update,
                     std::int64_t first, std::int64_t last, double* terms) {
   const std::int64_t n = side.total_clusters;
+  const MissedSteps missed(update.schedule);
   Vec squares{}, bias_squares{};
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, last - t);
     prefetch_logits(side, update, batch.rows, t + kLanes, least(t + 2 * kLanes, last));
     if (update.optimizer == Optimizer::adam)
-      for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.schedule, batch.rows[t + r], update.step);
+      for (std::int64_t r = 0; r < n_rows; ++r) missed.make_up(side, batch.rows[t + r], update.step);
     Vec lengths[kLanes];
     for (std::int64_t r = 0; r < kLanes; ++r) lengths[r] = Vec{};
     for (std::int64_t r = 0; r < n_rows; ++r) {
@@ -81,12 +82,13 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
   Vec tile[kMaxColumns], z[kMaxColumns], combined[most];
   float scales[kMaxColumns];
   entropy_scales(side, scales);
+  const MissedSteps missed(update.schedule);
   Vec proximities{}, entropies{}, squares{}, bias_squares{};
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
     prefetch_logits(side, update, batch.rows, t + kLanes, least(t + 2 * kLanes, last));
     if (update.optimizer == Optimizer::adam)
-      for (std::int64_t r = 0; r < n_rows; ++r) catch_up_row(side, update.schedule, batch.rows[t + r], update.step);
+      for (std::int64_t r = 0; r < n_rows; ++r) missed.make_up(side, batch.rows[t + r], update.step);
     load_transposed([&](std::int64_t r) { return side.logits + batch.rows[t + r] * s; }, n_rows, s, tile);
     float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
     Vec proximity{}, entropy{};
