@@ -12,11 +12,14 @@ terms it has and its optimizer. Before any timing, the engine's loss is compared
 - LIBMF: its own mf-train, named by LIBMF_TRAIN or found on PATH; the difference of two iteration counts, so that
   reading its text input does not count
 - Surprise SVD and Cornac MF where they are installed
+- time to quality: whole fits of ever more epochs, seconds and test RMSE of each; LIBMF's seconds are iterations times
+  the seconds of one. The number of epochs is read off the test fold for all of them: this measures speed, not accuracy.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import resource
 import shutil
@@ -36,6 +39,7 @@ from benchmarks.results_file import provenance, write_json
 from mfdmc_fast.data import BatchIterator, Ratings, RatingsDataset, column_folds, make_planted_ratings, read_ratings
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator
+from mfdmc_fast.evaluate import fold_result
 from mfdmc_fast.model import MFDMCModel
 from mfdmc_fast.ops import reference
 from mfdmc_fast.ops.types import LossWeights
@@ -50,6 +54,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "concat V=8 K=20 d=8": {"n_views": 8, "n_clusters": 20, "view_dim": 8},
 }
 MAIN_SHAPE = "concat V=8 K=10 d=4"
+QUALITIES = (0.8600, 0.8505)  # test RMSE
+LIBMF_ITERATIONS = (10, 50)
 
 
 def ml_1m() -> tuple[Ratings, Ratings, str]:
@@ -165,17 +171,32 @@ def libmf(
             )
             return time.perf_counter() - start, ran.stdout
 
-        speeds = []
+        seconds = []
         for _ in range(repeats):
             (few, _), (many, _) = (run(count, "--quiet") for count in iterations)
-            speeds.append(len(train) * (iterations[1] - iterations[0]) / (many - few) / 1e6)
+            seconds.append((many - few) / (iterations[1] - iterations[0]))
         _, log = run(iterations[1], "-p", "test")
-    curve = [float(line.split()[2]) for line in log.splitlines() if line.strip()[:1].isdigit()]
-    return {"m_ratings_per_s": spread(speeds), "rmse_per_iteration": curve}
+    rmses = [float(line.split()[2]) for line in log.splitlines() if line.strip()[:1].isdigit()]
+    each = statistics.median(seconds)
+    curve = [{"epochs": n, "seconds": n * each, "rmse": rmse} for n, rmse in enumerate(rmses, start=1)]
+    return {
+        "m_ratings_per_s": spread([len(train) / s / 1e6 for s in seconds]),
+        "seconds_per_epoch": spread(seconds),
+        "curve": curve,
+        "seconds_to_rmse": seconds_to(curve),
+    }
 
 
-def surprise_speed(train: Ratings, n_factors: int, epochs: int) -> dict[str, Any]:
-    """Seconds and M ratings/s of Surprise's SVD, one thread as always."""
+def seconds_to(curve: list[dict[str, float]]) -> dict[str, float | None]:
+    """Fewest seconds in a curve until each of the test RMSEs, None where it never comes."""
+    return {
+        f"{quality:.4f}": min((p["seconds"] for p in curve if p["rmse"] <= quality), default=None)
+        for quality in QUALITIES
+    }
+
+
+def surprise_speed(train: Ratings, n_factors: int, epochs: int, test: Ratings | None = None) -> dict[str, Any]:
+    """Seconds and M ratings/s of Surprise's SVD, one thread as always, and its test RMSE."""
     try:
         import pandas as pd
         from surprise import SVD, Dataset, Reader
@@ -184,13 +205,17 @@ def surprise_speed(train: Ratings, n_factors: int, epochs: int) -> dict[str, Any
     frame = pd.DataFrame({"user": train.users, "item": train.items, "rating": train.ratings})
     full = Dataset.load_from_df(frame, Reader(rating_scale=train.scale)).build_full_trainset()
     start = time.perf_counter()
-    SVD(n_factors=n_factors, n_epochs=epochs).fit(full)
+    svd = SVD(n_factors=n_factors, n_epochs=epochs, random_state=0).fit(full)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "m_ratings_per_s": len(train) * epochs / seconds / 1e6}
+    result = {"seconds": seconds, "epochs": epochs, "m_ratings_per_s": len(train) * epochs / seconds / 1e6}
+    if test is not None:
+        rows = zip(test.users.tolist(), test.items.tolist(), test.ratings.tolist(), strict=True)
+        result["rmse"] = math.sqrt(statistics.fmean((p.est - p.r_ui) ** 2 for p in svd.test(list(rows))))
+    return result
 
 
-def cornac_speed(train: Ratings, k: int, threads: int, epochs: tuple[int, int]) -> dict[str, Any]:
-    """M ratings/s of Cornac's MF by the difference of two epoch counts."""
+def cornac_speed(train: Ratings, test: Ratings, k: int, threads: int, epochs: tuple[int, int]) -> dict[str, Any]:
+    """M ratings/s of Cornac's MF by the difference of two epoch counts, and the test RMSE of the longer run."""
     try:
         import cornac
     except ImportError as error:
@@ -200,9 +225,21 @@ def cornac_speed(train: Ratings, k: int, threads: int, epochs: tuple[int, int]) 
     times = []
     for n in epochs:
         start = time.perf_counter()
-        cornac.models.MF(k=k, max_iter=n, num_threads=threads, seed=0).fit(data)
+        model = cornac.models.MF(k=k, max_iter=n, num_threads=threads, seed=0).fit(data)
         times.append(time.perf_counter() - start)
-    return {"m_ratings_per_s": len(train) * (epochs[1] - epochs[0]) / (times[1] - times[0]) / 1e6}
+    known = [
+        (data.uid_map[u], data.iid_map[i], r)
+        for u, i, r in zip(test.users.tolist(), test.items.tolist(), test.ratings.tolist(), strict=True)
+        if u in data.uid_map and i in data.iid_map
+    ]
+    low, high = train.scale
+    errors = ((min(max(float(model.score(u, i)), low), high) - r) ** 2 for u, i, r in known)
+    return {
+        "m_ratings_per_s": len(train) * (epochs[1] - epochs[0]) / (times[1] - times[0]) / 1e6,
+        "epochs": epochs[1],
+        "rmse": math.sqrt(statistics.fmean(errors)),
+        "test_ratings_without_user_or_item": len(test) - len(known),
+    }
 
 
 def check_against_oracle(dataset: RatingsDataset) -> None:
@@ -253,13 +290,15 @@ def ml_100k_beside_surprise(repeats: int) -> dict[str, Any]:
     return {"mfdmc_seconds": spread(own), "surprise_seconds": spread(peer), "ratio": ratio}
 
 
-def curve(estimator: RatingEstimator, train: Ratings, test: Ratings) -> list[dict[str, float]]:
-    """Wall seconds (validation included) and test RMSE after every epoch."""
-    history = estimator.fit(train, validation=test).history_
-    seconds = np.cumsum([record.seconds for record in history.epochs])
-    return [
-        {"seconds": float(s), "rmse": float(r.valid_rmse or 0)} for s, r in zip(seconds, history.epochs, strict=True)
-    ]
+def time_to_quality(make: Callable[[int], RatingEstimator], train: Ratings, test: Ratings) -> dict[str, Any]:
+    """Seconds and test RMSE of whole fits of ever more epochs, each with its learning-rate schedule to the end."""
+    curve = []
+    for epochs in (4, 6, 8, 10, 15, 20, 30, 40, 60):
+        start = time.perf_counter()
+        fitted = make(epochs).fit(train)
+        seconds = time.perf_counter() - start
+        curve.append({"epochs": epochs, "seconds": seconds, "rmse": fold_result("test", fitted, test).rmse})
+    return {"curve": curve, "seconds_to_rmse": seconds_to(curve)}
 
 
 def main() -> None:
@@ -283,20 +322,22 @@ def main() -> None:
         for name, shape in shapes.items()
     }
     funkmf = fit_speed(lambda n: FunkMF(n_factors=32, epochs=n), train, FunkMF().epochs, repeats)
-    peer = libmf(train, test, 32, threads, (10, 50), repeats)
+    peer = libmf(train, test, 32, threads, LIBMF_ITERATIONS, repeats)
     details: dict[str, Any] = {"data": source, "threads": threads, "shapes": rows, "funkmf": funkmf, "libmf_k32": peer}
     if not args.quick:
-        details["libmf_k64"] = libmf(train, test, 64, threads, (10, 50), repeats)
-        details["surprise"] = surprise_speed(train, 32, 5)
+        details["libmf_k64"] = libmf(train, test, 64, threads, LIBMF_ITERATIONS, repeats)
+        details["surprise_k32"] = surprise_speed(train, 32, 20, test)
+        details["funkmf_k64"] = fit_speed(lambda n: FunkMF(n_factors=64, epochs=n), train, FunkMF().epochs, repeats)
         details["half_pruned"] = pruning_speed(dataset, 20)
         details["ml_100k"] = ml_100k_beside_surprise(repeats)
-        details["cornac_k32"] = cornac_speed(train, 32, threads, (2, 12))
+        details["cornac_k32"] = cornac_speed(train, test, 32, threads, (5, 25))
         torch.set_num_threads(1)
         details["one_thread"] = fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, MFDMC().epochs, repeats)
         torch.set_num_threads(threads)
-        details["curves"] = {
-            "MFDMC": curve(MFDMC(), train, test),
-            "FunkMF": curve(FunkMF(), train, test),
+        details["time_to_quality"] = {
+            "MFDMC": time_to_quality(lambda n: MFDMC(epochs=n), train, test),
+            "FunkMF k=32": time_to_quality(lambda n: FunkMF(epochs=n, n_factors=32), train, test),
+            "FunkMF k=64": time_to_quality(lambda n: FunkMF(epochs=n, n_factors=64), train, test),
         }
     # torch last: what it starts to compile stays in the process
     for name, row in rows.items():
