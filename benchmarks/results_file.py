@@ -25,7 +25,8 @@ def provenance(command: str) -> dict[str, Any]:
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # results that were just written do not count
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "..", ":!results")),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),

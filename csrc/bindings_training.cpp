@@ -156,6 +156,7 @@ struct Schedule {
   Optimizer optimizer;
   Floats logit_step, bias_step, center_step, inverse_root;  // [steps]
   double beta1, beta2, epsilon;
+  std::vector<float> powers1, powers2;  // [kPowers]
 
   Schedule(const std::string& optimizer_, Floats logit_step_, Floats bias_step_, Floats center_step_,
            Floats inverse_root_, double beta1_, double beta2_, double epsilon_)
@@ -168,6 +169,10 @@ struct Schedule {
         beta2(beta2_),
         epsilon(epsilon_) {
     if (optimizer_ != "adam" && optimizer_ != "adagrad") throw py::value_error("optimizer must be adam or adagrad");
+    for (std::int32_t n = 0; n < kPowers; ++n) {
+      powers1.push_back(static_cast<float>(std::pow(beta1, n)));
+      powers2.push_back(static_cast<float>(std::pow(beta2, n)));
+    }
     for (const Floats* array : {&logit_step, &bias_step, &center_step, &inverse_root})
       check_shape("schedule", *array, {logit_step.size()});
   }
@@ -176,6 +181,8 @@ struct Schedule {
     return {logit_step.data(),
             bias_step.data(),
             inverse_root.data(),
+            powers1.data(),
+            powers2.data(),
             static_cast<float>(beta1),
             static_cast<float>(beta2),
             static_cast<float>(epsilon),

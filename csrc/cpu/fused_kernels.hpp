@@ -20,11 +20,14 @@ enum class Optimizer {
   adagrad,  // row-wise: one sum of mean squares for each row
 };
 
+constexpr std::int32_t kPowers = 256;
+
 // What a step needs besides the gradient; the arrays are indexed by step, from 0.
 struct StepSchedule {
   const float* logit_step;    // [steps] adam: learning rate / (1 - beta1^(t+1)); adagrad: learning rate
   const float* bias_step;     // [steps] likewise
   const float* inverse_root;  // [steps] 1 / sqrt(1 - beta2^(t+1)) (adam)
+  const float *powers1, *powers2;  // [kPowers] beta1^n and beta2^n
   float beta1, beta2, epsilon;
   float rest1, rest2;  // 1 - beta, rounded once: the difference of rounded numbers would be off by 5e-5 for 0.999
 };

@@ -53,7 +53,7 @@ void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossS
     const std::int64_t n_rows = least(kLanes, last - t);
     prefetch_logits(side, update, batch.rows, t + kLanes, least(t + 2 * kLanes, last));
     if (update.optimizer == Optimizer::adam)
-      for (std::int64_t r = 0; r < n_rows; ++r) missed.make_up(side, batch.rows[t + r], update.step);
+      for (std::int64_t r = 0; r < n_rows; ++r) missed.move(side, batch.rows[t + r], update.step);
     Vec lengths[kLanes];
     for (std::int64_t r = 0; r < kLanes; ++r) lengths[r] = Vec{};
     for (std::int64_t r = 0; r < n_rows; ++r) {
@@ -88,7 +88,7 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
     prefetch_logits(side, update, batch.rows, t + kLanes, least(t + 2 * kLanes, last));
     if (update.optimizer == Optimizer::adam)
-      for (std::int64_t r = 0; r < n_rows; ++r) missed.make_up(side, batch.rows[t + r], update.step);
+      for (std::int64_t r = 0; r < n_rows; ++r) missed.move(side, batch.rows[t + r], update.step);
     load_transposed([&](std::int64_t r) { return side.logits + batch.rows[t + r] * s; }, n_rows, s, tile);
     float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
     Vec proximity{}, entropy{};
@@ -344,13 +344,13 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Batc
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
     alignas(64) float shares[kLanes];
     store(shares, share);
+    update_biases(side, update, batch.rows + t, n_rows, bias_gradient(batch, loss, t, n_rows, share));
     for (std::int64_t r = 0; r < n_rows; ++r) {
       const float* z = batch.embeddings + (t + r) * loss.padded_dim;
       const float* grad = batch.grad + (t + r) * loss.padded_dim;
       const Vec l2 = splat(2.0f * loss.l2 * shares[r]);
       update_row(side, update, batch.rows[t + r], [&](std::int64_t c) { return load(grad + c) + l2 * load(z + c); });
     }
-    update_biases(side, update, batch.rows + t, n_rows, bias_gradient(batch, loss, t, n_rows, share));
   }
 }
 
@@ -479,8 +479,8 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
       }
       for (std::int64_t k = k0; k < k1; ++k) tile[k] = load(weights + k * kLanes) * ((q[k] - origin) - mean);
     }
-    update_tile(side, update, batch.rows + t, n_rows, tile);
     update_biases(side, update, batch.rows + t, n_rows, bias_gradient(batch, loss, t, n_rows, share));
+    update_tile(side, update, batch.rows + t, n_rows, tile);
     if (++together < kTilesTogether && t + kLanes < last) continue;
     for (std::int64_t v = 0; v < n_views; ++v) {
       if constexpr (dim)

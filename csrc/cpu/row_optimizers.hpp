@@ -25,6 +25,17 @@ inline Vec adam_quotient(Vec numerator, Vec v, Vec root, Vec epsilon) {
   return numerator * inverse(deviation * root + epsilon);
 }
 
+// beta1^n and beta2^n; 1 where n is negative, as for a caller who repeats a step.
+inline float power1(const StepSchedule& schedule, std::int32_t n) {
+  if (n <= 0) return 1.0f;
+  return n < kPowers ? schedule.powers1[n] : 0.0f;  // 0.9^256 is 2e-12
+}
+
+inline float power2(const StepSchedule& schedule, std::int32_t n) {
+  if (n <= 0) return 1.0f;
+  return n < kPowers ? schedule.powers2[n] : __builtin_powf(schedule.beta2, static_cast<float>(n));
+}
+
 // One step of Adam with its constants in registers.
 struct AdamStep {
   Vec rest1, beta2, rest2, epsilon, root, size;
@@ -43,8 +54,20 @@ struct AdamStep {
     x -= adam_quotient(size * m, v, root, epsilon);
   }
 
-  void on_row(Vec grad, float* x, float* m, float* v, std::int64_t n) const {
-    update_moments(x, m, v, n, [&](Vec& a, Vec& b, Vec& c) { (*this)(grad, a, b, c); });
+  // A row whose moments, though not the row itself, are still as they were `missed` steps ago; grad_at(c) is its gradient
+  // from column c on.
+  template <typename GradAt>
+  void on_row(const StepSchedule& schedule, std::int32_t missed, std::int64_t n, float* x, float* m, float* v,
+              GradAt grad_at) const {
+    const Vec fading1 = splat(power1(schedule, missed)), fading2 = splat(power2(schedule, missed));
+    for (std::int64_t c = 0; c < n; c += kLanes)
+      update_moments(x + c, m + c, v + c, least(kLanes, n - c), [&](Vec& row, Vec& first, Vec& second) {
+        if (missed > 0) {
+          first *= fading1;
+          second *= fading2;
+        }
+        (*this)(grad_at(c), row, first, second);
+      });
   }
 };
 
@@ -67,47 +90,63 @@ class MissedSteps {
     lanes_power2_ = splat(power2);
   }
 
-  // The steps before `until` that row e of a side has missed.
-  void make_up(const TrainedSide& side, std::int64_t e, std::int32_t until) const {
+  // Moves row e of a side by the steps before `until` that it has missed. Its moments stay as they are, to be written
+  // once only, by AdamStep.
+  void move(const TrainedSide& side, std::int64_t e, std::int32_t until) const {
     const std::int32_t from = side.next_step[e];
     if (from >= until) return;
     const std::int64_t s = side.total_clusters;
-    decay(side.logits + e * s, side.logits_m + e * s, side.logits_v + e * s, s, schedule_.logit_step, from, until);
-    if (side.bias) decay(side.bias + e, side.bias_m + e, side.bias_v + e, 1, schedule_.bias_step, from, until);
+    move(side.logits + e * s, side.logits_m + e * s, side.logits_v + e * s, s, schedule_.logit_step, from, until);
+    if (side.bias) move(side.bias + e, side.bias_m + e, side.bias_v + e, 1, schedule_.bias_step, from, until);
+  }
+
+  // The same with all that belongs to the row.
+  void make_up(const TrainedSide& side, std::int64_t e, std::int32_t until) const {
+    move(side, e, until);
+    const std::int32_t missed = until - side.next_step[e];
+    if (missed <= 0) return;
+    const float fading1 = power1(schedule_, missed), fading2 = power2(schedule_, missed);
+    const std::int64_t s = side.total_clusters;
+    for (std::int64_t j = e * s; j < (e + 1) * s; ++j) {
+      side.logits_m[j] *= fading1;
+      side.logits_v[j] *= fading2;
+    }
+    if (side.bias) {
+      side.bias_m[e] *= fading1;
+      side.bias_v[e] *= fading2;
+    }
     side.next_step[e] = until;
   }
 
  private:
   // Steps [from, until) on n numbers.
-  void decay(float* p, float* m, float* v, std::int64_t n, const float* sizes, std::int32_t from,
-             std::int32_t until) const {
+  void move(float* p, const float* m, const float* v, std::int64_t n, const float* sizes, std::int32_t from,
+            std::int32_t until) const {
     if (until - from <= 3 || from < 256)
-      one_by_one(p, m, v, n, sizes, from, until);
+      move_one_by_one(p, m, v, n, sizes, from, until);
     else
-      at_once(p, m, v, n, sizes, from, until);
+      move_at_once(p, m, v, n, sizes, from, until);
   }
 
-  void one_by_one(float* p, float* m, float* v, std::int64_t n, const float* sizes, std::int32_t from,
-                  std::int32_t until) const {
+  void move_one_by_one(float* p, const float* m, const float* v, std::int64_t n, const float* sizes, std::int32_t from,
+                       std::int32_t until) const {
     constexpr std::int32_t no_momentum = 192;  // 0.9^192 is 2e-9: what is left of the momentum moves no float
     const std::int32_t last = static_cast<std::int32_t>(least(until, from + no_momentum));
     const Vec beta1 = splat(schedule_.beta1), beta2 = splat(schedule_.beta2), epsilon = splat(schedule_.epsilon);
-    const Vec rest = splat(__builtin_powf(schedule_.beta2, static_cast<float>(until - last)));
-    for (std::int64_t j = 0; j < n; j += kLanes)
-      update_moments(p + j, m + j, v + j, least(kLanes, n - j), [&](Vec& x, Vec& first, Vec& second) {
-        for (std::int32_t t = from; t < last; ++t) {
-          first *= beta1;
-          second *= beta2;
-          x -= adam_quotient(splat(sizes[t]) * first, second, splat(schedule_.inverse_root[t]), epsilon);
-        }
-        if (last == until) return;
-        first = Vec{};
-        second *= rest;
-      });
+    for (std::int64_t j = 0; j < n; j += kLanes) {
+      const std::int64_t there = least(kLanes, n - j);
+      Vec x = load_part(p + j, there), first = load_part(m + j, there), second = load_part(v + j, there);
+      for (std::int32_t t = from; t < last; ++t) {
+        first *= beta1;
+        second *= beta2;
+        x -= adam_quotient(splat(sizes[t]) * first, second, splat(schedule_.inverse_root[t]), epsilon);
+      }
+      store_part(p + j, x, there);
+    }
   }
 
-  void at_once(float* p, float* m, float* v, std::int64_t n, const float* sizes, std::int32_t from,
-               std::int32_t until) const {
+  void move_at_once(float* p, const float* m, const float* v, std::int64_t n, const float* sizes, std::int32_t from,
+                    std::int32_t until) const {
     const std::int64_t steps = least(until - from, 128);  // 0.9^128 is 1e-6
     const float origin = schedule_.inverse_root[from];
     Vec power1 = first_powers1_, power2 = first_powers2_, weight{}, mean{}, square{};
@@ -126,14 +165,14 @@ class MissedSteps {
     const float deviation = variance > 0 ? __builtin_sqrtf(variance) : 0.0f;
     const Vec half = splat(0.5f * total), low = splat(origin + shift - deviation),
               high = splat(origin + shift + deviation), epsilon = splat(schedule_.epsilon);
-    const Vec rest1 = splat(__builtin_powf(schedule_.beta1, static_cast<float>(until - from))),
-              rest2 = splat(__builtin_powf(schedule_.beta2, static_cast<float>(until - from)));
-    for (std::int64_t j = 0; j < n; j += kLanes)
-      update_moments(p + j, m + j, v + j, least(kLanes, n - j), [&](Vec& x, Vec& first, Vec& second) {
-        x -= adam_quotient(half * first, second, low, epsilon) + adam_quotient(half * first, second, high, epsilon);
-        first *= rest1;
-        second *= rest2;
-      });
+    for (std::int64_t j = 0; j < n; j += kLanes) {
+      const std::int64_t there = least(kLanes, n - j);
+      const Vec first = half * load_part(m + j, there), second = load_part(v + j, there);
+      store_part(p + j,
+                 load_part(p + j, there) -
+                     (adam_quotient(first, second, low, epsilon) + adam_quotient(first, second, high, epsilon)),
+                 there);
+    }
   }
 
   const StepSchedule& schedule_;
@@ -156,7 +195,7 @@ inline Vec adagrad_factor(Vec mean_square, Vec& sum, float step_size, float epsi
   return factor;
 }
 
-// The biases of a tile.
+// The biases of a tile; before its rows.
 inline void update_biases(const TrainedSide& side, const UpdateSetup& update, const std::int64_t* rows,
                           std::int64_t n_rows, Vec grad) {
   switch (update.optimizer) {
@@ -165,8 +204,14 @@ inline void update_biases(const TrainedSide& side, const UpdateSetup& update, co
       return;
     case Optimizer::adam: {
       if (!side.bias) return;
-      Vec x = gather(side.bias, rows, n_rows), m = gather(side.bias_m, rows, n_rows),
-          v = gather(side.bias_v, rows, n_rows);
+      alignas(64) float fading1[kLanes], fading2[kLanes];  // before the rows' next_step is moved on
+      for (std::int64_t r = 0; r < kLanes; ++r) {
+        const std::int32_t missed = update.step - side.next_step[rows[least(r, n_rows - 1)]];
+        fading1[r] = power1(update.schedule, missed);
+        fading2[r] = power2(update.schedule, missed);
+      }
+      Vec x = gather(side.bias, rows, n_rows), m = gather(side.bias_m, rows, n_rows) * load(fading1),
+          v = gather(side.bias_v, rows, n_rows) * load(fading2);
       AdamStep(update.schedule, update.schedule.bias_step[update.step], update.step)(grad, x, m, v);
       scatter(side.bias, rows, n_rows, x);
       scatter(side.bias_m, rows, n_rows, m);
@@ -202,11 +247,12 @@ inline void update_tile(const TrainedSide& side, const UpdateSetup& update, cons
       const std::int64_t padded = (s + kLanes - 1) / kLanes * kLanes;
       for_rows(grad, n_rows, s,
                [&](std::int64_t r, std::int64_t c, Vec g, std::int64_t) { store(staged + r * padded + c, g); });
-      for (std::int64_t r = 0; r < n_rows; ++r)
-        for (std::int64_t c = 0, at = rows[r] * s; c < s; c += kLanes)
-          step.on_row(load(staged + r * padded + c), side.logits + at + c, side.logits_m + at + c,
-                      side.logits_v + at + c, least(kLanes, s - c));
-      for (std::int64_t r = 0; r < n_rows; ++r) side.next_step[rows[r]] = update.step + 1;
+      for (std::int64_t r = 0; r < n_rows; ++r) {
+        const std::int64_t at = rows[r] * s;
+        step.on_row(update.schedule, update.step - side.next_step[rows[r]], s, side.logits + at, side.logits_m + at,
+                    side.logits_v + at, [&](std::int64_t c) { return load(staged + r * padded + c); });
+        side.next_step[rows[r]] = update.step + 1;
+      }
       return;
     }
     case Optimizer::adagrad: {
@@ -238,8 +284,8 @@ inline void update_row(const TrainedSide& side, const UpdateSetup& update, std::
       return;
     case Optimizer::adam: {
       const AdamStep step(update.schedule, update.schedule.logit_step[update.step], update.step);
-      for (std::int64_t c = 0; c < s; c += kLanes)
-        step.on_row(grad_at(c), row + c, side.logits_m + e * s + c, side.logits_v + e * s + c, least(kLanes, s - c));
+      step.on_row(update.schedule, update.step - side.next_step[e], s, row, side.logits_m + e * s,
+                  side.logits_v + e * s, grad_at);
       side.next_step[e] = update.step + 1;
       return;
     }
