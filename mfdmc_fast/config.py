@@ -123,15 +123,15 @@ class FunkMFConfig(TrainingConfig):
     """
 
     epochs: int = _option(40, "passes over the training ratings")
-    n_factors: int = _option(32, "length of the user and item vectors")
+    n_factors: int = _option(128, "length of the user and item vectors")
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
-    factor_scale: float = _option(0.024, "standard deviation of the initial factors")
-    learning_rate: float | None = _rate("learning rate of factors", adam=0.0032, adagrad=0.033)
-    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.013, adagrad=0.09)
+    factor_scale: float = _option(0.0028, "standard deviation of the initial factors")
+    learning_rate: float | None = _rate("learning rate of factors", adam=0.0016, adagrad=0.033)
+    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.023, adagrad=0.09)
     weight_l2: WeightSchedule | None = _option(
-        None, "loss weight: squared length of embeddings; unset: 6.9 / mean ratings of a user or item"
+        None, "loss weight: squared length of embeddings; unset: 4.5 / mean ratings of a user or item"
     )
-    weight_bias_l2: WeightSchedule = _option(0.0063, "loss weight: squared biases")
+    weight_bias_l2: WeightSchedule = _option(0.018, "loss weight: squared biases")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -207,7 +207,7 @@ def l2_at(config: MFDMCConfig | FunkMFConfig, epoch: int) -> float:
     return weight_at(config.weight_l2, epoch, "weight_l2")
 
 
-_L2_PULL: dict[type[TrainingConfig], float] = {MFDMCConfig: 8.0, FunkMFConfig: 6.9}
+_L2_PULL: dict[type[TrainingConfig], float] = {MFDMCConfig: 8.0, FunkMFConfig: 4.5}
 
 
 def _rates(config: TrainingConfig) -> dict[str, Mapping[str, float]]:

@@ -249,7 +249,7 @@ def test_an_unset_l2_weight_falls_with_the_ratings_of_an_entity(
     ("kind", "adam"),
     [
         (MFDMCConfig, {"learning_rate": 0.03, "learning_rate_centers": 0.0094, "learning_rate_biases": 0.0075}),
-        (FunkMFConfig, {"learning_rate": 0.0032, "learning_rate_biases": 0.013}),
+        (FunkMFConfig, {"learning_rate": 0.0016, "learning_rate_biases": 0.023}),
     ],
     ids=["mfdmc", "funkmf"],
 )
