@@ -80,9 +80,9 @@ class MFDMCConfig(TrainingConfig):
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
     center_scale: float = _option(1.09, "standard deviation of the initial centers")
     logit_scale: float = _option(0.12, "standard deviation of the initial assignment logits")
-    learning_rate: float | None = _rate("learning rate of assignment logits", adam=0.03, adagrad=0.37)
-    learning_rate_centers: float | None = _rate("learning rate of centers", adam=0.0094, adagrad=0.052)
-    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.0075, adagrad=0.16)
+    learning_rate: float | None = _rate("learning rate of assignment logits", adam=0.03, adagrad=0.3)
+    learning_rate_centers: float | None = _rate("learning rate of centers", adam=0.0094, adagrad=0.032)
+    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.0075, adagrad=0.11)
     weight_spread: WeightSchedule = _option(0.025, "loss weight: centers of a view keep apart")
     spread_margin: float = _option(0.77, "distance from which on two centers do not repel each other")
     weight_proximity: WeightSchedule = _option("0:0.0255:30", "loss weight: embeddings lie near their centers")
@@ -126,8 +126,8 @@ class FunkMFConfig(TrainingConfig):
     n_factors: int = _option(128, "length of the user and item vectors")
     biases: bool = _option(True, "add global mean, user and item biases to the dot product")
     factor_scale: float = _option(0.0028, "standard deviation of the initial factors")
-    learning_rate: float | None = _rate("learning rate of factors", adam=0.0016, adagrad=0.033)
-    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.023, adagrad=0.09)
+    learning_rate: float | None = _rate("learning rate of factors", adam=0.0016, adagrad=0.012)
+    learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.023, adagrad=0.13)
     weight_l2: WeightSchedule | None = _option(
         None, "loss weight: squared length of embeddings; unset: 4.5 / mean ratings of a user or item"
     )

@@ -231,7 +231,7 @@ def test_a_schedule_goes_straight_from_start_to_end(start: float, end: float, ep
 
 
 @pytest.mark.parametrize(
-    ("kind", "on_u1_base"), [(MFDMCConfig, 0.1297), (FunkMFConfig, 0.1118)], ids=["mfdmc", "funkmf"]
+    ("kind", "on_u1_base"), [(MFDMCConfig, 0.1297), (FunkMFConfig, 0.0729)], ids=["mfdmc", "funkmf"]
 )
 def test_an_unset_l2_weight_falls_with_the_ratings_of_an_entity(
     kind: type[MFDMCConfig] | type[FunkMFConfig], on_u1_base: float

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -299,3 +301,34 @@ def test_cluster_usage_matches_the_reference(kernels: str, n: int, monkeypatch: 
         assert of_views == pytest.approx([1.0 if counted.any() else float("nan")] * 3, nan_ok=True)
     with pytest.raises(TypeError, match="among must be"):
         functional.cluster_usage(side, among.int(), backend="cpu")
+
+
+def _predictions(seed: int) -> Tensor:
+    """A call large enough to be shared out."""
+    side = make_side(50, (3, 4), 2, seed)
+    idx = torch.arange(2000) % 50
+    return native.score_pairs(side, side, 0.0, idx, idx.flip(0), combine="concat")
+
+
+@needs_module
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_threads_are_started_anew_after_a_fork() -> None:
+    torch.set_num_threads(3)
+    expected = _predictions(1)
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if torch.equal(_predictions(1), expected) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@needs_module
+def test_several_python_threads_can_call_at_once() -> None:
+    torch.set_num_threads(2)
+    expected = [_predictions(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(_predictions, [0, 1, 2, 3] * 20))
+    assert all(torch.equal(f, expected[i % 4]) for i, f in enumerate(found))

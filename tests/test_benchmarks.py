@@ -1,0 +1,45 @@
+"""What the benchmarks compare with: torch's forms of the loss are the oracle's, and generated ratings are sound."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.cpu_scaling import gathered_loss, make_model, shuffled, zipf_ratings
+from benchmarks.cpu_training import seconds_to, table_loss
+from mfdmc_fast.config import MFDMCConfig
+from mfdmc_fast.data import BatchIterator
+
+
+@pytest.mark.parametrize("form", [table_loss, gathered_loss])
+@pytest.mark.parametrize("combine", ["concat", "sum"])
+def test_torch_forms_of_the_loss_are_the_oracles(form, combine: str) -> None:
+    dataset = zipf_ratings(60, 40, 900)
+    config = MFDMCConfig(n_views=3, n_clusters=4, view_dim=2, combine=combine, backend="reference", logit_scale=1.0)
+    model = make_model(dataset, config).double()
+    batch = next(BatchIterator(dataset, 300, 0).epoch(1))
+    batch = batch._replace(ratings=batch.ratings.double())
+    expected = model.batch_loss(*batch, epoch=20).total
+    ours = form(model, model.loss_weights(20))(*batch)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-8)
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (ours, expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-9)
+
+
+def test_generated_ratings() -> None:
+    dataset = zipf_ratings(5000, 30, 40_000, seed=3)
+    assert len(dataset) == 40_000
+    assert dataset.sorted() is dataset
+    assert (len(dataset.users), len(dataset.items)) == (5000, 30)
+    counts = np.sort(np.bincount(dataset.item_idx))[::-1]
+    assert counts[0] > 5 * counts[-1]
+    mixed = shuffled(dataset)
+    assert mixed.sorted() is not mixed
+    np.testing.assert_array_equal(mixed.sorted().item_idx, dataset.item_idx)
+
+
+def test_seconds_to_a_quality() -> None:
+    curve = [{"epochs": n, "seconds": n / 10, "rmse": rmse} for n, rmse in enumerate([0.9, 0.86, 0.855], start=1)]
+    assert seconds_to(curve) == {"0.8600": 0.2, "0.8505": None}
