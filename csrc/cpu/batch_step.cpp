@@ -88,6 +88,8 @@ BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideGroups& groups, c
   out.grad_bias = at_least(grad_bias, out.n_rows);
   if (side.centers) {
     out.log_weights = at_least(log_weights, tiles * side.total_clusters * lanes);
+    if (loss.sum_views)
+      out.view_embeddings = at_least(view_embeddings, tiles * side.n_views * side.view_dim * lanes);
     at_least(center_sums, n_chunks * side.total_clusters * (side.view_dim + 1));
   }
   return out;

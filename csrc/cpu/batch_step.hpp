@@ -47,7 +47,7 @@ class BatchStep {
 
  private:
   struct SideBuffers {
-    std::vector<float> log_weights, embeddings, bias, grad, grad_bias, center_sums, center_norms;
+    std::vector<float> log_weights, view_embeddings, embeddings, bias, grad, grad_bias, center_sums, center_norms;
     BatchSide view(const GroupedBatch::SideGroups& groups, const TrainedSide& side, const LossSetup& loss,
                    std::int64_t lanes, std::int64_t n_chunks);
   };

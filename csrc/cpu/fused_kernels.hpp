@@ -68,11 +68,12 @@ struct BatchSide {
   const std::int32_t* order;    // [B] positions in the batch; null for users, as a batch is in their order
   const std::int32_t* others;   // [B] position of the other side's row, by this side's order
   std::int64_t n_rows;
-  float* log_weights;    // [tiles, S, kLanes]
-  float* embeddings;     // [R, padded_dim], views combined; zero in the padding
-  float* bias;           // [R]
-  float* grad;           // [R, padded_dim] gradient at the combined embedding, from the ratings alone
-  float* grad_bias;      // [R]
+  float* log_weights;      // [tiles, S, kLanes]
+  float* view_embeddings;  // [tiles, V d, kLanes] where views are summed, else null
+  float* embeddings;       // [R, padded_dim], views combined; zero in the padding
+  float* bias;             // [R]
+  float* grad;             // [R, padded_dim] gradient at the combined embedding, from the ratings alone
+  float* grad_bias;        // [R]
 };
 
 struct LossSetup {

@@ -121,6 +121,8 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
     }
     const Vec* embedding = z;
     if (loss.sum_views) {
+      for (std::int64_t c = 0; c < n_views * d; ++c)
+        store(batch.view_embeddings + (t / kLanes * n_views * d + c) * kLanes, z[c]);
       for (std::int64_t c = 0; c < d; ++c) {
         combined[c] = z[c];
         for (std::int64_t v = 1; v < n_views; ++v) combined[c] += z[v * d + c];
@@ -428,26 +430,16 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
     if (n_rows < kLanes)  // lanes without a row must add nothing to the centers
       for (std::int64_t c = 0; c < loss.embedding_dim; ++c) g[c] = share > Vec{} ? g[c] : Vec{};
-    const Vec l2 = share * splat(2.0f * loss.l2);
     if (loss.sum_views) {
-      // z of each view is not kept, only their sum is
-      for (std::int64_t v = 0; v < n_views; ++v) {
-        Vec role[most];
-        for (std::int64_t c = 0; c < d; ++c) role[c] = Vec{};
-        for (std::int64_t k = side.view_offsets[v]; k < side.view_offsets[v + 1]; ++k) {
-          const Vec w = exp_negative(load(log_weights + k * kLanes));
-          for (std::int64_t c = 0; c < d; ++c) role[c] += w * splat(side.centers[k * d + c]);
-        }
-        for (std::int64_t c = 0; c < d; ++c) {
-          z[v * d + c] = role[c];
-          g[c] += l2 * role[c];
-        }
-      }
+      for (std::int64_t c = 0; c < n_views * d; ++c)
+        z[c] = load(batch.view_embeddings + (t / kLanes * n_views * d + c) * kLanes);
     } else {
       load_transposed([&](std::int64_t r) { return batch.embeddings + (t + r) * loss.padded_dim; }, n_rows,
                       loss.embedding_dim, z);
-      for (std::int64_t c = 0; c < loss.embedding_dim; ++c) g[c] += l2 * z[c];
     }
+    const Vec l2 = share * splat(2.0f * loss.l2);
+    for (std::int64_t v = 0; v < n_views; ++v)
+      for (std::int64_t c = 0; c < d; ++c) g[loss.sum_views ? c : v * d + c] += l2 * z[v * d + c];
     const Vec a = share * splat(loss.proximity / static_cast<float>(n_views)), twice_a = a + a;
     store(tile_h + (columns - 1) * kLanes, twice_a);
     for (std::int64_t v = 0; v < n_views; ++v) {
