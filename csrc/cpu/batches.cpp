@@ -109,33 +109,40 @@ void Dealer::deal(std::int64_t b, Team& team) {
   ratings_.resize(n_runs_ * together_);
   const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch_);
   constexpr std::int64_t block = 1024;  // runs
-  std::vector<std::int32_t> scratch(team.size() * 2 * n_batches_);
+  std::vector<std::int32_t> scratch(team.size() * 3 * n_batches_);
   team.run((n_runs_ + block - 1) / block, [&](std::int64_t index, int member) {
-    std::int32_t* const permutation = scratch.data() + member * 2 * n_batches_;  // [n_batches]
-    std::int32_t* const user_of = permutation + n_batches_;                      // [n_batches]
+    std::int32_t* const permutation = scratch.data() + member * 3 * n_batches_;  // [n_batches]
+    std::int32_t* const swaps = permutation + n_batches_;                        // [n_batches]
+    std::int32_t* const user_of = swaps + n_batches_;                            // [n_batches]
     const std::int64_t first = index * block;
     std::int64_t user =
         std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, first * n_batches_) -
         store_.user_offsets - 1;
     for (std::int64_t run = first; run < std::min(n_runs_, first + block); ++run) {
-      const std::int64_t start = run * n_batches_;
+      const std::int64_t start = run * n_batches_, there = std::min(n_batches_, n - start);
+      // loops of their own, so that the processor works ahead in the first while it waits in the second
       for (std::int64_t k = 0; k < n_batches_; ++k) {
         const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
-        const std::int64_t j = static_cast<std::int64_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
-        permutation[k] = permutation[j];
-        permutation[j] = static_cast<std::int32_t>(k);
-        while (start + k < n && start + k >= store_.user_offsets[user + 1]) ++user;
-        user_of[k] = static_cast<std::int32_t>(user);
+        swaps[k] = static_cast<std::int32_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
+      }
+      for (std::int64_t k = 0; k < n_batches_; ++k) {
+        permutation[k] = permutation[swaps[k]];
+        permutation[swaps[k]] = static_cast<std::int32_t>(k);
+      }
+      for (std::int64_t k = 0; k < there;) {
+        while (start + k >= store_.user_offsets[user + 1]) ++user;
+        const std::int64_t upto = std::min(there, store_.user_offsets[user + 1] - start);
+        for (; k < upto; ++k) user_of[k] = static_cast<std::int32_t>(user);
       }
       for (std::int64_t dealt = first_; dealt < last_; ++dealt) {
-        const std::int64_t rating = start + permutation[dealt], to = (dealt - first_) * n_runs_ + run;
-        if (rating >= n) {  // only in the last run
+        const std::int64_t k = permutation[dealt], to = (dealt - first_) * n_runs_ + run;
+        if (k >= there) {  // only in the last run
           users_[to] = -1;
           continue;
         }
-        users_[to] = user_of[permutation[dealt]];
-        items_[to] = store_.items[rating];
-        ratings_[to] = store_.ratings[rating];
+        users_[to] = user_of[k];
+        items_[to] = store_.items[start + k];
+        ratings_[to] = store_.ratings[start + k];
       }
     }
   });
