@@ -291,11 +291,14 @@ template <std::int64_t width>
 void item_sums_of(const BatchSide& item, const BatchSide& user, const LossSetup& loss, const float* errors,
                   std::int64_t first, std::int64_t last) {
   const std::int64_t padded_dim = width ? width * kLanes : loss.padded_dim, n = item.offsets[last];
-  constexpr std::int64_t ahead = 8;  // ratings
+  constexpr std::int64_t ahead = 16;  // ratings
   for (std::int64_t row = first; row < last; ++row) {
     GradientSum<width> sum(item, row, padded_dim);
     for (std::int64_t q = item.offsets[row]; q < item.offsets[row + 1]; ++q) {
-      if (q + ahead < n) prefetch(user.embeddings + item.others[q + ahead] * padded_dim, padded_dim);
+      if (q + ahead < n) {
+        prefetch(user.embeddings + item.others[q + ahead] * padded_dim, padded_dim);
+        __builtin_prefetch(errors + item.order[q + ahead]);
+      }
       sum.add(errors[item.order[q]], user.embeddings + item.others[q] * padded_dim);
     }
     sum.finish();

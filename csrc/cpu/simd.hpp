@@ -75,10 +75,15 @@ inline Vec from_bits(IntVec i) {
   return v;
 }
 
+// By halves: the upper lanes onto the lower.
+template <std::int64_t half = kLanes / 2>
 inline float sum_lanes(Vec v) {
-  float total = 0;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane) total += v[lane];
-  return total;
+  IntVec upper{};
+#pragma GCC unroll 16
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) upper[lane] = static_cast<std::int32_t>((lane + half) % kLanes);
+  v += __builtin_shuffle(v, upper);
+  if constexpr (half > 1) return sum_lanes<half / 2>(v);
+  return v[0];
 }
 
 // e^x for x <= 0, relative error below 2e-7 + 2e-8 |x|; what would be below the smallest normal number becomes about that.
