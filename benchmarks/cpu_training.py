@@ -12,8 +12,8 @@ terms it has and its optimizer. Before any timing, the engine's loss is compared
 - LIBMF: its own mf-train, named by LIBMF_TRAIN or found on PATH; the difference of two iteration counts, so that
   reading its text input does not count
 - Surprise SVD and Cornac MF where they are installed
-- time to quality: whole fits of ever more epochs, seconds and test RMSE of each; LIBMF's seconds are iterations times
-  the seconds of one. The number of epochs is read off the test fold for all of them: this measures speed, not accuracy.
+- time to quality: whole fits of ever more epochs, learning rates in inverse proportion, seconds and test RMSE of each;
+  LIBMF's seconds are iterations times the seconds of one. The number of epochs is read off the test fold for all of them: this measures speed, not accuracy.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.results_file import provenance, write_json
+from mfdmc_fast.config import with_rates
 from mfdmc_fast.data import BatchIterator, Ratings, RatingsDataset, column_folds, make_planted_ratings, read_ratings
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator
@@ -290,12 +291,24 @@ def ml_100k_beside_surprise(repeats: int) -> dict[str, Any]:
     return {"mfdmc_seconds": spread(own), "surprise_seconds": spread(peer), "ratio": ratio}
 
 
-def time_to_quality(make: Callable[[int], RatingEstimator], train: Ratings, test: Ratings) -> dict[str, Any]:
+def in_epochs(kind: type[MFDMC] | type[FunkMF], epochs: int, **settings: Any) -> RatingEstimator:
+    """Default settings for another number of epochs: learning rates in inverse proportion, ramps and pruning in time."""
+    usual = with_rates(kind()._config())
+    rates = {name: rate * usual.epochs / epochs for name, rate in usual.to_dict().items() if "rate" in name and rate}
+    rates.pop("learning_rate_schedule", None)
+    if kind is MFDMC:
+        for weight in ("weight_proximity", "weight_entropy"):
+            settings[weight] = str(getattr(usual, weight)).rpartition(":")[0] + f":{max(1, epochs // 2)}"
+        settings["prune_start"] = max(1, 2 * epochs // 3)
+    return kind(epochs=epochs, **rates, **settings)
+
+
+def time_to_quality(kind: type[MFDMC] | type[FunkMF], train: Ratings, test: Ratings, **settings: Any) -> dict[str, Any]:
     """Seconds and test RMSE of whole fits of ever more epochs, each with its learning-rate schedule to the end."""
     curve = []
-    for epochs in (4, 6, 8, 10, 15, 20, 30, 40, 60):
+    for epochs in (6, 8, 10, 15, 20, 30, 40, 60):
         start = time.perf_counter()
-        fitted = make(epochs).fit(train)
+        fitted = in_epochs(kind, epochs, **settings).fit(train)
         seconds = time.perf_counter() - start
         curve.append({"epochs": epochs, "seconds": seconds, "rmse": fold_result("test", fitted, test).rmse})
     return {"curve": curve, "seconds_to_rmse": seconds_to(curve)}
@@ -335,9 +348,10 @@ def main() -> None:
         details["one_thread"] = fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, MFDMC().epochs, repeats)
         torch.set_num_threads(threads)
         details["time_to_quality"] = {
-            "MFDMC": time_to_quality(lambda n: MFDMC(epochs=n), train, test),
-            "FunkMF k=32": time_to_quality(lambda n: FunkMF(epochs=n, n_factors=32), train, test),
-            "FunkMF k=64": time_to_quality(lambda n: FunkMF(epochs=n, n_factors=64), train, test),
+            "MFDMC": time_to_quality(MFDMC, train, test),
+            "FunkMF k=32": time_to_quality(FunkMF, train, test, n_factors=32),
+            "FunkMF k=64": time_to_quality(FunkMF, train, test, n_factors=64),
+            "FunkMF k=128": time_to_quality(FunkMF, train, test, n_factors=128),
         }
     # torch last: what it starts to compile stays in the process
     for name, row in rows.items():
