@@ -13,7 +13,8 @@ terms it has and its optimizer. Before any timing, the engine's loss is compared
   reading its text input does not count
 - Surprise SVD and Cornac MF where they are installed
 - time to quality: whole fits of ever more epochs, learning rates in inverse proportion, seconds and test RMSE of each;
-  LIBMF's seconds are iterations times the seconds of one. The number of epochs is read off the test fold for all of them: this measures speed, not accuracy.
+  LIBMF's seconds are iterations times the seconds of one. The number of epochs is read off the test fold for all of
+  them: this measures speed, not accuracy.
 """
 
 from __future__ import annotations
@@ -292,13 +293,14 @@ def ml_100k_beside_surprise(repeats: int) -> dict[str, Any]:
 
 
 def in_epochs(kind: type[MFDMC] | type[FunkMF], epochs: int, **settings: Any) -> RatingEstimator:
-    """Default settings for another number of epochs: learning rates in inverse proportion, ramps and pruning in time."""
+    """Default settings for another number of epochs: rates in inverse proportion, ramps and pruning moved along."""
     usual = with_rates(kind()._config())
-    rates = {name: rate * usual.epochs / epochs for name, rate in usual.to_dict().items() if "rate" in name and rate}
-    rates.pop("learning_rate_schedule", None)
+    values = usual.to_dict()
+    names = ["learning_rate", "learning_rate_biases", *(["learning_rate_centers"] if kind is MFDMC else [])]
+    rates = {name: values[name] * usual.epochs / epochs for name in names}
     if kind is MFDMC:
         for weight in ("weight_proximity", "weight_entropy"):
-            settings[weight] = str(getattr(usual, weight)).rpartition(":")[0] + f":{max(1, epochs // 2)}"
+            settings[weight] = str(values[weight]).rpartition(":")[0] + f":{max(1, epochs // 2)}"
         settings["prune_start"] = max(1, 2 * epochs // 3)
     return kind(epochs=epochs, **rates, **settings)
 
