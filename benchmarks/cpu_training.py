@@ -8,7 +8,8 @@ terms it has and its optimizer. Before any timing, the engine's loss is compared
 
 - ours: `MFDMC.fit` as users call it; `fit` counts all of it, `epoch` is the difference of two epoch counts
 - eager, compiled: the same loss and Adam in torch, in its fastest form known here (softmax and projection of the whole
-  tables, then gathers), with one thread and with all; the better one counts
+  tables, then gathers), with one thread and with all; the better one counts. Eager and LIBMF take turns with ours, and
+  ratios are taken round by round; compiled comes last, as what it starts stays in the process
 - LIBMF: its own mf-train, named by LIBMF_TRAIN or found on PATH; the difference of two iteration counts, so that
   reading its text input does not count
 - Surprise SVD and Cornac MF where they are installed
@@ -29,6 +30,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +79,29 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
-def fit_speed(make: Callable[[int], RatingEstimator], train: Ratings, epochs: int, repeats: int) -> dict[str, Any]:
+def fit_speed(make: Callable[[int], RatingEstimator], train: Ratings, epochs: int) -> tuple[float, float]:
     """M ratings/s of a whole fit, and of its epochs alone (the difference to a fit of one epoch)."""
-    whole, alone = [], []
+    times = []
+    for n in (1, epochs):
+        start = time.perf_counter()
+        make(n).fit(train)
+        times.append(time.perf_counter() - start)
+    alone = len(train) * (epochs - 1) / (times[1] - times[0]) / 1e6
+    return len(train) * epochs / times[1] / 1e6, alone
+
+
+def race(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """M ratings/s of each, one after the other in every round: a busy minute of the machine meets all of them."""
+    results: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
-        times = []
-        for n in (1, epochs):
-            start = time.perf_counter()
-            make(n).fit(train)
-            times.append(time.perf_counter() - start)
-        whole.append(len(train) * epochs / times[1] / 1e6)
-        alone.append(len(train) * (epochs - 1) / (times[1] - times[0]) / 1e6)
-    return {"fit_m_ratings_per_s": spread(whole), "epoch_m_ratings_per_s": spread(alone)}
+        for name, run in contestants.items():
+            results[name].append(run())
+    return results
+
+
+def ratios(speeds: list[float], *peers: list[float]) -> dict[str, float]:
+    """Spread of the ratio to the fastest of the peers, round by round."""
+    return spread([speed / max(of_round) for speed, *of_round in zip(speeds, *peers, strict=True)])
 
 
 def table_loss(model: MFDMCModel, weights: LossWeights) -> Callable[..., Tensor]:
@@ -149,44 +162,40 @@ def torch_speed(dataset: RatingsDataset, shape: dict[str, Any], compiled: bool, 
     return number * size / (time.perf_counter() - start) / 1e6
 
 
-def libmf(
-    train: Ratings, test: Ratings, k: int, threads: int, iterations: tuple[int, int], repeats: int
-) -> dict[str, Any]:
-    """M ratings/s of LIBMF by the difference of two iteration counts, and its test RMSE per iteration."""
-    program = os.environ.get("LIBMF_TRAIN") or shutil.which("mf-train")
-    if program is None:
-        return {"skipped": "mf-train is not on PATH and LIBMF_TRAIN does not name it"}
-    with tempfile.TemporaryDirectory() as folder:
+class LibMF:
+    """LIBMF's mf-train on the training ratings, written once as its text."""
+
+    def __init__(self, program: str, folder: Path, train: Ratings, test: Ratings, threads: int) -> None:
+        self._program, self._folder, self._threads, self._n = program, folder, threads, len(train)
         for name, ratings in (("train", train), ("test", test)):
             table = np.column_stack([ratings.users, ratings.items, ratings.ratings])
-            np.savetxt(Path(folder) / name, table, fmt="%g")
+            np.savetxt(folder / name, table, fmt="%g")
 
-        def run(count: int, *extra: str) -> tuple[float, str]:
-            command = [program, "-k", str(k), "-l2", "0.08" if k > 32 else "0.1", "-r", "0.1", "-t", str(count)]
-            start = time.perf_counter()
-            ran = subprocess.run(
-                [*command, "-s", str(threads), *extra, "train", "model"],
-                cwd=folder,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            return time.perf_counter() - start, ran.stdout
+    def _run(self, k: int, iterations: int, *extra: str) -> tuple[float, str]:
+        settings = {"-k": k, "-l2": 0.08 if k > 32 else 0.1, "-r": 0.1, "-t": iterations, "-s": self._threads}
+        options = [str(part) for option in settings.items() for part in option]
+        start = time.perf_counter()
+        ran = subprocess.run(
+            [self._program, *options, *extra, "train", "model"],
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return time.perf_counter() - start, ran.stdout
 
-        seconds = []
-        for _ in range(repeats):
-            (few, _), (many, _) = (run(count, "--quiet") for count in iterations)
-            seconds.append((many - few) / (iterations[1] - iterations[0]))
-        _, log = run(iterations[1], "-p", "test")
-    rmses = [float(line.split()[2]) for line in log.splitlines() if line.strip()[:1].isdigit()]
-    each = statistics.median(seconds)
-    curve = [{"epochs": n, "seconds": n * each, "rmse": rmse} for n, rmse in enumerate(rmses, start=1)]
-    return {
-        "m_ratings_per_s": spread([len(train) / s / 1e6 for s in seconds]),
-        "seconds_per_epoch": spread(seconds),
-        "curve": curve,
-        "seconds_to_rmse": seconds_to(curve),
-    }
+    def speed(self, k: int) -> float:
+        """M ratings/s of training alone: the difference of two iteration counts."""
+        few, many = (self._run(k, count, "--quiet")[0] for count in LIBMF_ITERATIONS)
+        return self._n * (LIBMF_ITERATIONS[1] - LIBMF_ITERATIONS[0]) / (many - few) / 1e6
+
+    def curve(self, k: int, speed: float) -> list[dict[str, float]]:
+        """Test RMSE after each iteration, and seconds at a speed in M ratings/s."""
+        _, log = self._run(k, LIBMF_ITERATIONS[1], "-p", "test")
+        rmses = [float(line.split()[2]) for line in log.splitlines() if line.strip()[:1].isdigit()]
+        return [
+            {"epochs": n, "seconds": n * self._n / speed / 1e6, "rmse": rmse} for n, rmse in enumerate(rmses, start=1)
+        ]
 
 
 def seconds_to(curve: list[dict[str, float]]) -> dict[str, float | None]:
@@ -316,6 +325,83 @@ def time_to_quality(kind: type[MFDMC] | type[FunkMF], train: Ratings, test: Rati
     return {"curve": curve, "seconds_to_rmse": seconds_to(curve)}
 
 
+def shapes_beside_peers(
+    train: Ratings, dataset: RatingsDataset, threads: int, repeats: int, quick: bool, peer: LibMF | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Whole fits of each shape beside torch eager, those of the main shape and of FunkMF beside LIBMF as well."""
+    rows: dict[str, Any] = {}
+    funkmf: dict[str, Any] = {}
+    for name, shape in SHAPES.items():
+        if quick and name != MAIN_SHAPE:
+            continue
+        alone: list[float] = []
+
+        def fit(shape: dict[str, Any] = shape, alone: list[float] = alone) -> float:
+            # no pruning: every epoch does the same work
+            whole, epochs_alone = fit_speed(
+                lambda epochs: MFDMC(**shape, epochs=epochs, prune=False), train, MFDMC().epochs
+            )
+            alone.append(epochs_alone)
+            return whole
+
+        contestants: dict[str, Callable[[], float]] = {"fit": fit}
+        eager = []
+        for n in sorted({1, threads}):
+            eager.append(f"eager, {n} threads")
+            contestants[eager[-1]] = partial(torch_speed, dataset, shape, False, n, 0.5)
+        if name == MAIN_SHAPE:
+            contestants["funkmf"] = lambda: fit_speed(lambda n: FunkMF(n_factors=32, epochs=n), train, FunkMF().epochs)[
+                0
+            ]
+            if peer:
+                contestants["libmf"] = partial(peer.speed, 32)
+        results = race(contestants, repeats)
+        rows[name] = {
+            "fit_m_ratings_per_s": spread(results["fit"]),
+            "epoch_m_ratings_per_s": spread(alone),
+            "eager_m_ratings_per_s": {n: spread(results[n]) for n in eager},
+            "ratio_vs_eager": ratios(results["fit"], *(results[n] for n in eager)),
+        }
+        if name == MAIN_SHAPE:
+            funkmf["fit_m_ratings_per_s"] = spread(results["funkmf"])
+            if peer:
+                rows[name]["libmf_k32_m_ratings_per_s"] = spread(results["libmf"])
+                rows[name]["ratio_vs_libmf"] = ratios(results["fit"], results["libmf"])
+                funkmf["ratio_vs_libmf"] = ratios(results["funkmf"], results["libmf"])
+    return rows, funkmf
+
+
+def other_measurements(
+    train: Ratings, test: Ratings, dataset: RatingsDataset, threads: int, repeats: int, peer: LibMF | None
+) -> dict[str, Any]:
+    """What the quick mode leaves out."""
+    result: dict[str, Any] = {
+        "surprise_k32": surprise_speed(train, 32, 20, test),
+        "cornac_k32": cornac_speed(train, test, 32, threads, (5, 25)),
+        "half_pruned": pruning_speed(dataset, 20),
+        "ml_100k": ml_100k_beside_surprise(repeats),
+    }
+
+    def fit_with(n_threads: int) -> float:
+        torch.set_num_threads(n_threads)
+        return fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, MFDMC().epochs)[0]
+
+    by_threads = race({"one": lambda: fit_with(1), "all": lambda: fit_with(threads)}, repeats)
+    result["one_thread"] = {
+        "fit_m_ratings_per_s": spread(by_threads["one"]),
+        "ratio_of_all_threads": ratios(by_threads["all"], by_threads["one"]),
+    }
+    quality = {"MFDMC": time_to_quality(MFDMC, train, test)}
+    quality |= {f"FunkMF k={k}": time_to_quality(FunkMF, train, test, n_factors=k) for k in (32, 64, 128)}
+    if peer:
+        for k in (32, 64):
+            speed = statistics.median(peer.speed(k) for _ in range(repeats))
+            curve = peer.curve(k, speed)
+            quality[f"LIBMF k={k}"] = {"curve": curve, "seconds_to_rmse": seconds_to(curve)}
+    result["time_to_quality"] = quality
+    return result
+
+
 def main() -> None:
     """Run all contestants, print ratios, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -330,53 +416,34 @@ def main() -> None:
     torch.set_num_threads(threads)
     check_against_oracle(dataset)
 
-    # no pruning: every epoch does the same work
-    shapes = {name: shape for name, shape in SHAPES.items() if name == MAIN_SHAPE or not args.quick}
-    rows: dict[str, Any] = {
-        name: fit_speed(lambda n, s=shape: MFDMC(**s, epochs=n, prune=False), train, MFDMC().epochs, repeats)
-        for name, shape in shapes.items()
-    }
-    funkmf = fit_speed(lambda n: FunkMF(n_factors=32, epochs=n), train, FunkMF().epochs, repeats)
-    peer = libmf(train, test, 32, threads, LIBMF_ITERATIONS, repeats)
-    details: dict[str, Any] = {"data": source, "threads": threads, "shapes": rows, "funkmf": funkmf, "libmf_k32": peer}
-    if not args.quick:
-        details["libmf_k64"] = libmf(train, test, 64, threads, LIBMF_ITERATIONS, repeats)
-        details["surprise_k32"] = surprise_speed(train, 32, 20, test)
-        details["funkmf_k64"] = fit_speed(lambda n: FunkMF(n_factors=64, epochs=n), train, FunkMF().epochs, repeats)
-        details["half_pruned"] = pruning_speed(dataset, 20)
-        details["ml_100k"] = ml_100k_beside_surprise(repeats)
-        details["cornac_k32"] = cornac_speed(train, test, 32, threads, (5, 25))
-        torch.set_num_threads(1)
-        details["one_thread"] = fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, MFDMC().epochs, repeats)
-        torch.set_num_threads(threads)
-        details["time_to_quality"] = {
-            "MFDMC": time_to_quality(MFDMC, train, test),
-            "FunkMF k=32": time_to_quality(FunkMF, train, test, n_factors=32),
-            "FunkMF k=64": time_to_quality(FunkMF, train, test, n_factors=64),
-            "FunkMF k=128": time_to_quality(FunkMF, train, test, n_factors=128),
-        }
-    # torch last: what it starts to compile stays in the process
+    program = os.environ.get("LIBMF_TRAIN") or shutil.which("mf-train")
+    details: dict[str, Any] = {"data": source, "threads": threads}
+    with tempfile.TemporaryDirectory() as folder:
+        peer = LibMF(program, Path(folder), train, test, threads) if program else None
+        if peer is None:
+            details["libmf"] = "skipped: mf-train is not on PATH and LIBMF_TRAIN does not name it"
+            print(details["libmf"])
+        rows, funkmf = shapes_beside_peers(train, dataset, threads, repeats, args.quick, peer)
+        details |= {"shapes": rows, "funkmf_k32": funkmf}
+        if not args.quick:
+            details |= other_measurements(train, test, dataset, threads, repeats, peer)
+    # compiling last: what it starts stays in the process
     for name, row in rows.items():
-        eager = {n: torch_speed(dataset, shapes[name], False, n, 1.0) for n in sorted({1, threads})}
-        compiled = {n: torch_speed(dataset, shapes[name], True, n, 1.0) for n in sorted({1, threads})}
-        speed = row["fit_m_ratings_per_s"]["median"]
-        row |= {
-            "eager_m_ratings_per_s": eager,
-            "compiled_m_ratings_per_s": compiled,
-            "ratio_vs_eager": speed / max(eager.values()),
-            "ratio_vs_compiled": speed / max(compiled.values()),
+        row["compiled_m_ratings_per_s"] = {
+            n: torch_speed(dataset, SHAPES[name], True, n, 1.0) for n in sorted({1, threads})
         }
-        print(f"{name}: {speed:.1f} M ratings/s in fit, eager {eager}, compiled {compiled}", flush=True)
+        fastest = max(row["compiled_m_ratings_per_s"].values())
+        row["ratio_vs_compiled"] = row["fit_m_ratings_per_s"]["median"] / fastest
+        print(f"{name}: {row}", flush=True)
     main_row = rows[MAIN_SHAPE]
     speed, funkmf_speed = (r["fit_m_ratings_per_s"]["median"] for r in (main_row, funkmf))
-    peer_speed = peer["m_ratings_per_s"]["median"] if "m_ratings_per_s" in peer else None
     summary = {
         "m_ratings_per_s": speed,
-        "ratio_vs_eager": main_row["ratio_vs_eager"],
+        "ratio_vs_eager": main_row["ratio_vs_eager"]["median"],
         "ratio_vs_compiled": main_row["ratio_vs_compiled"],
-        "ratio_vs_libmf": None if peer_speed is None else speed / peer_speed,
+        "ratio_vs_libmf": main_row["ratio_vs_libmf"]["median"] if peer else None,
         "funkmf_m_ratings_per_s": funkmf_speed,
-        "funkmf_ratio_vs_libmf": None if peer_speed is None else funkmf_speed / peer_speed,
+        "funkmf_ratio_vs_libmf": funkmf["ratio_vs_libmf"]["median"] if peer else None,
         "seconds_per_epoch": len(train) / speed / 1e6,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }

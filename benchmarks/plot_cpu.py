@@ -44,8 +44,7 @@ def save(figure: Any, name: str) -> None:
 
 def time_to_quality(results: dict[str, Any]) -> Any:
     """Test RMSE over wall seconds: every point of ours is a whole fit, LIBMF's are iterations of one run."""
-    curves = {f"ours, {name}": entry["curve"] for name, entry in results["time_to_quality"].items()}
-    curves |= {f"LIBMF k={k}": results[f"libmf_k{k}"]["curve"] for k in (32, 64) if "curve" in results[f"libmf_k{k}"]}
+    curves = {name: entry["curve"] for name, entry in results["time_to_quality"].items()}
     figure, axes = plt.subplots(figsize=(7.5, 5), layout="constrained")
     for (name, curve), (color, marker, line) in zip(curves.items(), STYLES, strict=False):
         xs, ys = [p["seconds"] for p in curve], [p["rmse"] for p in curve]
