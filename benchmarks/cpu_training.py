@@ -6,7 +6,7 @@ All in one run on the same ratings (MovieLens-1M, fold 1 held out; generated rat
 and the same threads, so the ratios hold on any machine although the times do not. Every contestant trains with all loss
 terms it has and its optimizer. Before any timing, the engine's loss is compared with the oracle's.
 
-- ours: `MFDMC.fit` as users call it; `fit` counts all of it, `epoch` is the difference of two epoch counts
+- ours: `MFDMC.fit` as users call it; `fit` counts all of it, `epoch` the single epochs of one fit
 - eager, compiled: the same loss and Adam in torch, in its fastest form known here (softmax and projection of the whole
   tables, then gathers), with one thread and with all; the better one counts. Eager and LIBMF take turns with ours, and
   ratios are taken round by round; compiled comes last, as what it starts stays in the process
@@ -79,29 +79,40 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
-def fit_speed(make: Callable[[int], RatingEstimator], train: Ratings, epochs: int) -> tuple[float, float]:
-    """M ratings/s of a whole fit, and of its epochs alone (the difference to a fit of one epoch)."""
-    times = []
-    for n in (1, epochs):
-        start = time.perf_counter()
-        make(n).fit(train)
-        times.append(time.perf_counter() - start)
-    alone = len(train) * (epochs - 1) / (times[1] - times[0]) / 1e6
-    return len(train) * epochs / times[1] / 1e6, alone
+def fit_speed(make: Callable[[int], RatingEstimator], train: Ratings, epochs: int) -> float:
+    """M ratings/s of a whole fit."""
+    start = time.perf_counter()
+    make(epochs).fit(train)
+    return len(train) * epochs / (time.perf_counter() - start) / 1e6
 
 
-def race(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """M ratings/s of each, one after the other in every round: a busy minute of the machine meets all of them."""
-    results: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        for name, run in contestants.items():
-            results[name].append(run())
-    return results
+def epoch_speed(make: Callable[[int], RatingEstimator], train: Ratings, epochs: int) -> dict[str, float]:
+    """M ratings/s of the single epochs of a fit."""
+    history = make(epochs).fit(train).history_
+    return spread([len(train) / record.seconds / 1e6 for record in history.epochs])
 
 
-def ratios(speeds: list[float], *peers: list[float]) -> dict[str, float]:
-    """Spread of the ratio to the fastest of the peers, round by round."""
-    return spread([speed / max(of_round) for speed, *of_round in zip(speeds, *peers, strict=True)])
+class Race:
+    """Contestants that take turns, so that a busy minute of the machine meets all of them.
+
+    Attributes:
+        rounds: M ratings/s of each contestant, round by round.
+    """
+
+    def __init__(self, contestants: dict[str, Callable[[], float]], repeats: int) -> None:
+        self.rounds: dict[str, list[float]] = {name: [] for name in contestants}
+        for _ in range(repeats):
+            for name, run in contestants.items():
+                self.rounds[name].append(run())
+
+    def speed(self, name: str) -> dict[str, float]:
+        """Spread of the M ratings/s of a contestant."""
+        return spread(self.rounds[name])
+
+    def ratio(self, name: str, *peers: str) -> dict[str, float]:
+        """Spread of the ratio to the fastest of the peers, round by round."""
+        fastest = [max(of_round) for of_round in zip(*(self.rounds[peer] for peer in peers), strict=True)]
+        return spread([speed / peer for speed, peer in zip(self.rounds[name], fastest, strict=True)])
 
 
 def table_loss(model: MFDMCModel, weights: LossWeights) -> Callable[..., Tensor]:
@@ -325,6 +336,14 @@ def time_to_quality(kind: type[MFDMC] | type[FunkMF], train: Ratings, test: Rati
     return {"curve": curve, "seconds_to_rmse": seconds_to(curve)}
 
 
+def _unpruned(shape: dict[str, Any], epochs: int) -> MFDMC:
+    return MFDMC(**shape, epochs=epochs, prune=False)
+
+
+def _funkmf(n_factors: int, epochs: int) -> FunkMF:
+    return FunkMF(n_factors=n_factors, epochs=epochs)
+
+
 def shapes_beside_peers(
     train: Ratings, dataset: RatingsDataset, threads: int, repeats: int, quick: bool, peer: LibMF | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -334,40 +353,31 @@ def shapes_beside_peers(
     for name, shape in SHAPES.items():
         if quick and name != MAIN_SHAPE:
             continue
-        alone: list[float] = []
-
-        def fit(shape: dict[str, Any] = shape, alone: list[float] = alone) -> float:
-            # no pruning: every epoch does the same work
-            whole, epochs_alone = fit_speed(
-                lambda epochs: MFDMC(**shape, epochs=epochs, prune=False), train, MFDMC().epochs
-            )
-            alone.append(epochs_alone)
-            return whole
-
-        contestants: dict[str, Callable[[], float]] = {"fit": fit}
+        # no pruning: every epoch does the same work
+        make = partial(_unpruned, shape)
+        contestants: dict[str, Callable[[], float]] = {"fit": partial(fit_speed, make, train, MFDMC().epochs)}
         eager = []
         for n in sorted({1, threads}):
             eager.append(f"eager, {n} threads")
             contestants[eager[-1]] = partial(torch_speed, dataset, shape, False, n, 0.5)
         if name == MAIN_SHAPE:
-            contestants["funkmf"] = lambda: fit_speed(lambda n: FunkMF(n_factors=32, epochs=n), train, FunkMF().epochs)[
-                0
-            ]
+            contestants["funkmf"] = partial(fit_speed, partial(_funkmf, 32), train, FunkMF().epochs)
             if peer:
                 contestants["libmf"] = partial(peer.speed, 32)
-        results = race(contestants, repeats)
+        results = Race(contestants, repeats)
         rows[name] = {
-            "fit_m_ratings_per_s": spread(results["fit"]),
-            "epoch_m_ratings_per_s": spread(alone),
-            "eager_m_ratings_per_s": {n: spread(results[n]) for n in eager},
-            "ratio_vs_eager": ratios(results["fit"], *(results[n] for n in eager)),
+            "fit_m_ratings_per_s": results.speed("fit"),
+            "epoch_m_ratings_per_s": epoch_speed(make, train, MFDMC().epochs),
+            "eager_m_ratings_per_s": {n: results.speed(n) for n in eager},
+            "ratio_vs_eager": results.ratio("fit", *eager),
+            "rounds": results.rounds,
         }
         if name == MAIN_SHAPE:
-            funkmf["fit_m_ratings_per_s"] = spread(results["funkmf"])
+            funkmf["fit_m_ratings_per_s"] = results.speed("funkmf")
             if peer:
-                rows[name]["libmf_k32_m_ratings_per_s"] = spread(results["libmf"])
-                rows[name]["ratio_vs_libmf"] = ratios(results["fit"], results["libmf"])
-                funkmf["ratio_vs_libmf"] = ratios(results["funkmf"], results["libmf"])
+                rows[name]["libmf_k32_m_ratings_per_s"] = results.speed("libmf")
+                rows[name]["ratio_vs_libmf"] = results.ratio("fit", "libmf")
+                funkmf["ratio_vs_libmf"] = results.ratio("funkmf", "libmf")
     return rows, funkmf
 
 
@@ -384,12 +394,13 @@ def other_measurements(
 
     def fit_with(n_threads: int) -> float:
         torch.set_num_threads(n_threads)
-        return fit_speed(lambda n: MFDMC(epochs=n, prune=False), train, MFDMC().epochs)[0]
+        return fit_speed(partial(_unpruned, {}), train, MFDMC().epochs)
 
-    by_threads = race({"one": lambda: fit_with(1), "all": lambda: fit_with(threads)}, repeats)
+    by_threads = Race({"one": lambda: fit_with(1), "all": lambda: fit_with(threads)}, repeats)
     result["one_thread"] = {
-        "fit_m_ratings_per_s": spread(by_threads["one"]),
-        "ratio_of_all_threads": ratios(by_threads["all"], by_threads["one"]),
+        "fit_m_ratings_per_s": by_threads.speed("one"),
+        "ratio_of_all_threads": by_threads.ratio("all", "one"),
+        "rounds": by_threads.rounds,
     }
     quality = {"MFDMC": time_to_quality(MFDMC, train, test)}
     quality |= {f"FunkMF k={k}": time_to_quality(FunkMF, train, test, n_factors=k) for k in (32, 64, 128)}
@@ -434,7 +445,6 @@ def main() -> None:
         }
         fastest = max(row["compiled_m_ratings_per_s"].values())
         row["ratio_vs_compiled"] = row["fit_m_ratings_per_s"]["median"] / fastest
-        print(f"{name}: {row}", flush=True)
     main_row = rows[MAIN_SHAPE]
     speed, funkmf_speed = (r["fit_m_ratings_per_s"]["median"] for r in (main_row, funkmf))
     summary = {
