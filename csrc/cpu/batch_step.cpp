@@ -109,7 +109,6 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     }
     side->center_norms = norms;
   }
-  // items first: the most popular of them make the longest tasks
   const TrainedSide trained[2] = {item, user};
   SideBuffers* const buffers[2] = {&item_, &user_};
   const GroupedBatch::SideGroups* const groups[2] = {&batch.item, &batch.user};
@@ -124,23 +123,33 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     per_chunk[s] = trained[s].centers ? trained[s].total_clusters * (trained[s].view_dim + 1) : 0;
     if (trained[s].centers) per_thread = std::max(per_thread, backward_scratch(trained[s], lanes));
   }
-  const std::int64_t n_tasks = n_chunks[0] + n_chunks[1];
+  // The tasks of a pass over the rows, items (side 0) and users side by side, with the pieces of the grouping of the next
+  // batch (side 2) between them: so that a member of the team has the same part of all of them in every pass and batch.
+  const std::int64_t counts[3] = {n_chunks[0], n_chunks[1], next ? next->pieces() : 0};
+  struct Task {
+    int side;
+    std::int64_t chunk;
+  };
+  std::vector<Task> tasks;
+  for (int s : {2, 0, 1})  // equal places: grouping first, its tasks are the longest
+    for (std::int64_t c = 0; c < counts[s]; ++c) tasks.push_back({s, c});
+  std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& a, const Task& b) {
+    return a.chunk * counts[b.side] < b.chunk * counts[a.side];  // by chunk / count
+  });
+  const std::int64_t n_tasks = static_cast<std::int64_t>(tasks.size());
   float* const errors = at_least(errors_, n);
   double terms[2 * kChunks][4] = {}, squares[kChunks] = {};
 
-  // Each pass is one round of tasks. The grouping of the next batch comes first: its tasks are the longest.
-  const std::int64_t pieces = next ? next->pieces() : 0;
-  team.run(pieces + n_tasks, [&](std::int64_t task, int) {
-    if (task < pieces) return next->count(static_cast<int>(task));
-    task -= pieces;
-    const int s = task >= n_chunks[0];
-    const Range r = tiles_of(sides[s], lanes, n_chunks[s], task - s * n_chunks[0]);
-    kernels_.entity_forward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, terms[task]);
+  team.run(n_tasks, [&](std::int64_t task, int) {
+    const auto [s, c] = tasks[task];
+    if (s == 2) return next->count(static_cast<int>(c));
+    const Range r = tiles_of(sides[s], lanes, n_chunks[s], c);
+    kernels_.entity_forward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, terms[s * kChunks + c]);
   });
   const std::int64_t n_places = next ? 1 : 0;
-  team.run(n_places + kChunks, [&](std::int64_t task, int) {
-    if (task < n_places) return next->place();
-    const std::int64_t c = task - n_places;
+  team.run(kChunks + n_places, [&](std::int64_t task, int) {
+    if (task == kChunks) return next->place();
+    const std::int64_t c = task;
     const Range r = rows_of(sides[1], n, c);
     squares[c] = kernels_.rating_pass(sides[1], sides[0], setup.loss, batch.ratings, setup.global_mean, r.first, r.last,
                                       errors);
@@ -166,11 +175,9 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   if (setup.update.optimizer != Optimizer::none && !std::isfinite(static_cast<float>(out.total))) return out;
 
   float* const scratch = at_least(scratch_, team.size() * per_thread);
-  team.run(pieces + n_tasks, [&](std::int64_t task, int member) {
-    if (task < pieces) return next->fill(static_cast<int>(task));
-    task -= pieces;
-    const int s = task >= n_chunks[0];
-    const std::int64_t c = task - s * n_chunks[0];
+  team.run(n_tasks, [&](std::int64_t task, int member) {
+    const auto [s, c] = tasks[task];
+    if (s == 2) return next->fill(static_cast<int>(c));
     const Range r = tiles_of(sides[s], lanes, n_chunks[s], c);
     kernels_.entity_backward(trained[s], sides[s], sides[1 - s], setup.loss, updates[s], errors, r.first, r.last,
                              scratch + member * per_thread, buffers[s]->center_sums.data() + c * per_chunk[s]);

@@ -9,7 +9,11 @@
 namespace mfdmc {
 namespace {
 
-constexpr std::uint64_t kLeft = 0xFFFFFFFFu;  // of job_: tasks that nobody has taken
+constexpr std::uint64_t kOne = 1, kEnd = (kOne << 21) - 1;  // of Share::bits
+
+inline std::int64_t front_of(std::uint64_t bits) { return static_cast<std::int64_t>(bits & kEnd); }
+inline std::int64_t back_of(std::uint64_t bits) { return static_cast<std::int64_t>(bits >> 21 & kEnd); }
+
 // some tens of microseconds, about as long as one thread of a team works alone between two jobs
 constexpr int kSpins = 2000;
 
@@ -33,7 +37,7 @@ bool spin(Condition condition) {
 
 }  // namespace
 
-Team::Team(int n_threads) {
+Team::Team(int n_threads) : shares_(n_threads) {
   for (int member = 1; member < n_threads; ++member) workers_.emplace_back([this, member] { work(member); });
 }
 
@@ -64,13 +68,19 @@ Team& Team::mine(int n_threads) {
   return *team;
 }
 
-bool Team::take(std::int64_t& index) {
-  std::uint64_t job = job_.load(std::memory_order_acquire);
-  while (job & kLeft)
-    if (job_.compare_exchange_weak(job, job - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
-      index = n_ - static_cast<std::int64_t>(job & kLeft);
+bool Team::take(int member, std::int64_t& index) {
+  const int members = size();
+  for (int k = 0; k < members; ++k) {
+    std::atomic<std::uint64_t>& share = shares_[(member + k) % members].bits;
+    std::uint64_t bits = share.load(std::memory_order_acquire);
+    while (front_of(bits) < back_of(bits)) {
+      // one's own from the front, of others from the back, where they will not be for longest
+      const std::uint64_t rest = k == 0 ? bits + 1 : bits - (kOne << 21);
+      if (!share.compare_exchange_weak(bits, rest, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      index = first_ + (k == 0 ? front_of(bits) : back_of(bits) - 1);
       return true;
     }
+  }
   return false;
 }
 
@@ -82,19 +92,25 @@ void Team::finish_one() {
   }
 }
 
-void Team::run_shared(std::int64_t n, Call call, void* context) {
+void Team::run_shared(std::int64_t first, std::int64_t n, Call call, void* context) {
+  first_ = first;
   n_ = n;
   call_ = call;
   context_ = context;
   done_ = 0;
-  const std::uint64_t number = (job_.load() >> 32) + 1;
-  job_ = (number << 32) | static_cast<std::uint64_t>(n);
+  const std::uint32_t job = job_ + 1;
+  for (int member = 0; member < size(); ++member) {
+    const std::uint64_t front = n * member / size(), back = n * (member + 1) / size();
+    // the number of the job keeps a slow exchange from mistaking this share for an earlier one
+    shares_[member].bits = static_cast<std::uint64_t>(job) << 42 | back << 21 | front;
+  }
+  job_ = job;
   if (asleep_) {
     const std::lock_guard<std::mutex> lock(mutex_);
     work_there_.notify_all();
   }
   std::int64_t index;
-  while (take(index)) {
+  while (take(0, index)) {
     call(context, index, 0);
     finish_one();
   }
@@ -107,7 +123,8 @@ void Team::run_shared(std::int64_t n, Call call, void* context) {
 }
 
 void Team::work(int member) {
-  const auto called = [this] { return (job_.load() & kLeft) != 0 || stop_.load(); };
+  std::uint32_t seen = 0;
+  const auto called = [this, &seen] { return job_ != seen || stop_; };
   while (true) {
     if (!spin(called)) {
       std::unique_lock<std::mutex> lock(mutex_);
@@ -116,8 +133,9 @@ void Team::work(int member) {
       --asleep_;
     }
     if (stop_) return;
+    seen = job_;
     std::int64_t index;
-    while (take(index)) {
+    while (take(member, index)) {
       call_(context_, index, member);
       finish_one();
     }
