@@ -13,12 +13,12 @@
 namespace mfdmc {
 
 // Why not OpenMP: at the end of each of its loops every thread must arrive, also one that the operating system has put
-// aside, and those that wait keep their cores busy. On a machine with other work that makes training ten times slower.
+// aside, and those that wait keep their cores busy. On a machine with other work that makes training many times slower.
 // Here a loop ends when its tasks are done, whoever did them, and who waits for longer than some microseconds sleeps.
 //
 // Every member begins with a share of its own, the same one in every loop of the same length, and helps with the ends of
-// other shares only when it is through. So what a task left in the cache is met again by the member whose cache it is,
-// which halves the time where processors have no cache in common.
+// other shares only when it is through. So what a task left in the cache is met again by the member whose cache it is;
+// where processors have no cache in common, it would have to come from the other one.
 class Team {
  public:
   explicit Team(int n_threads);
