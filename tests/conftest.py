@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from mfdmc_fast.testing import data_folder
+
+# for the tests of the benchmarks; last, so that the package under test stays the installed one
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="session")
