@@ -73,14 +73,12 @@ double spread_and_gradient(const TrainedSide& side, double margin, double weight
 
 }  // namespace
 
-BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideGroups& groups, const TrainedSide& side,
+BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideRows& groups, const TrainedSide& side,
                                        const LossSetup& loss, std::int64_t lanes, std::int64_t n_chunks) {
   BatchSide out{};
   out.n_rows = static_cast<std::int64_t>(groups.rows.size());
   out.rows = groups.rows.data();
   out.offsets = groups.offsets.data();
-  out.order = groups.order.empty() ? nullptr : groups.order.data();
-  out.others = groups.others.data();
   const std::int64_t tiles = (out.n_rows + lanes - 1) / lanes;
   out.embeddings = at_least(embeddings, out.n_rows * loss.padded_dim);
   out.grad = at_least(grad, out.n_rows * loss.padded_dim);
@@ -111,7 +109,7 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   }
   const TrainedSide trained[2] = {item, user};
   SideBuffers* const buffers[2] = {&item_, &user_};
-  const GroupedBatch::SideGroups* const groups[2] = {&batch.item, &batch.user};
+  const GroupedBatch::SideRows* const groups[2] = {&batch.item, &batch.user};
   BatchSide sides[2];
   UpdateSetup updates[2] = {setup.update, setup.update};
   updates[0].gradients = setup.item_gradients;
@@ -123,6 +121,8 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     per_chunk[s] = trained[s].centers ? trained[s].total_clusters * (trained[s].view_dim + 1) : 0;
     if (trained[s].centers) per_thread = std::max(per_thread, backward_scratch(trained[s], lanes));
   }
+  sides[0].links = batch.links.data();
+  sides[1].items = batch.items.data();
   // The tasks of a pass over the rows, items (side 0) and users side by side, with the pieces of the grouping of the next
   // batch (side 2) between them: so that a member of the team has the same part of all of them in every pass and batch.
   const std::int64_t counts[3] = {n_chunks[0], n_chunks[1], next ? next->pieces() : 0};

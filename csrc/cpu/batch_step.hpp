@@ -48,7 +48,7 @@ class BatchStep {
  private:
   struct SideBuffers {
     std::vector<float> log_weights, view_embeddings, embeddings, bias, grad, grad_bias, center_sums, center_norms;
-    BatchSide view(const GroupedBatch::SideGroups& groups, const TrainedSide& side, const LossSetup& loss,
+    BatchSide view(const GroupedBatch::SideRows& groups, const TrainedSide& side, const LossSetup& loss,
                    std::int64_t lanes, std::int64_t n_chunks);
   };
 

@@ -26,15 +26,12 @@ void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const
   n_items_ = n_items;
   n_pieces_ = n < 4096 ? 1 : n_pieces;
   out_ = &out;
-  counts_.resize(n_pieces_ * n_items);
-  row_of_item_.resize(n_items);
+  places_.resize(n_pieces_ * n_items);
   starts_.assign(n_pieces_ + 1, 0);
   out.ratings = ratings;
   out.n_ratings = n;
-  out.user.order.clear();
-  out.user.others.resize(n);
-  out.item.order.resize(n);
-  out.item.others.resize(n);
+  out.items.resize(n);
+  out.links.resize(n);
   // here and not when they are filled, as a task of a team must not throw
   for (auto [side, n_rows] : {std::pair{&out.user, n_users}, std::pair{&out.item, n_items}}) {
     side->rows.reserve(std::min(n, n_rows));
@@ -43,12 +40,12 @@ void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const
 }
 
 void Grouping::count(int piece) {
-  std::int32_t* const counts = counts_.data() + piece * n_items_;
-  std::fill(counts, counts + n_items_, 0);
+  Places* const places = places_.data() + piece * n_items_;
+  std::fill(places, places + n_items_, Places{0, 0});
   std::int64_t distinct = 0;
   for (std::int64_t q = first_of(piece); q < first_of(piece + 1); ++q) {
     distinct += q == 0 || users_[q] != users_[q - 1];
-    ++counts[items_[q]];
+    ++places[items_[q]].next;
   }
   starts_[piece + 1] = distinct;
 }
@@ -64,13 +61,12 @@ void Grouping::place() {
   for (std::int64_t i = 0; i < n_items_; ++i) {
     const std::int32_t before_item = total;
     for (int piece = 0; piece < n_pieces_; ++piece) {
-      std::int32_t& count = counts_[piece * n_items_ + i];
+      Places& places = places_[piece * n_items_ + i];
       const std::int32_t place = total;
-      total += count;
-      count = place;
+      total += places.next;
+      places = {place, static_cast<std::int32_t>(out_->item.rows.size())};
     }
     if (total == before_item) continue;
-    row_of_item_[i] = static_cast<std::int32_t>(out_->item.rows.size());
     out_->item.rows.push_back(i);
     out_->item.offsets.push_back(before_item);
   }
@@ -78,7 +74,9 @@ void Grouping::place() {
 }
 
 void Grouping::fill(int piece) {
-  std::int32_t* const next = counts_.data() + piece * n_items_;
+  Places* const places = places_.data() + piece * n_items_;
+  std::int32_t* const items = out_->items.data();
+  Link* const links = out_->links.data();
   std::int64_t row = starts_[piece] - 1;
   for (std::int64_t q = first_of(piece); q < first_of(piece + 1); ++q) {
     if (q == 0 || users_[q] != users_[q - 1]) {
@@ -86,10 +84,9 @@ void Grouping::fill(int piece) {
       out_->user.rows[row] = users_[q];
       out_->user.offsets[row] = q;
     }
-    const std::int32_t item = items_[q], place = next[item]++;
-    out_->user.others[q] = row_of_item_[item];
-    out_->item.order[place] = static_cast<std::int32_t>(q);
-    out_->item.others[place] = static_cast<std::int32_t>(row);
+    Places& place = places[items_[q]];
+    items[q] = place.row;
+    links[place.next++] = {static_cast<std::int32_t>(q), static_cast<std::int32_t>(row)};
   }
 }
 
@@ -110,39 +107,44 @@ void Dealer::deal(std::int64_t b, Team& team) {
   const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch_);
   constexpr std::int64_t block = 1024;  // runs
   std::vector<std::int32_t> scratch(team.size() * 3 * n_batches_);
-  team.run((n_runs_ + block - 1) / block, [&](std::int64_t index, int member) {
-    std::int32_t* const permutation = scratch.data() + member * 3 * n_batches_;  // [n_batches]
-    std::int32_t* const swaps = permutation + n_batches_;                        // [n_batches]
-    std::int32_t* const user_of = swaps + n_batches_;                            // [n_batches]
+  // as plain pointers, which the compiler need not read again after every rating
+  std::int32_t *const users = users_.data(), *const items = items_.data();
+  float* const ratings = ratings_.data();
+  const std::int64_t n_batches = n_batches_, n_runs = n_runs_, first_batch = first_, last_batch = last_;
+  const RatingStore store = store_;
+  team.run((n_runs + block - 1) / block, [=, &scratch](std::int64_t index, int member) {
+    std::int32_t* const permutation = scratch.data() + member * 3 * n_batches;  // [n_batches]
+    std::int32_t* const swaps = permutation + n_batches;                        // [n_batches]
+    std::int32_t* const user_of = swaps + n_batches;                            // [n_batches]
     const std::int64_t first = index * block;
     std::int64_t user =
-        std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, first * n_batches_) -
-        store_.user_offsets - 1;
-    for (std::int64_t run = first; run < std::min(n_runs_, first + block); ++run) {
-      const std::int64_t start = run * n_batches_, there = std::min(n_batches_, n - start);
+        std::upper_bound(store.user_offsets, store.user_offsets + store.n_users + 1, first * n_batches) -
+        store.user_offsets - 1;
+    for (std::int64_t run = first; run < std::min(n_runs, first + block); ++run) {
+      const std::int64_t start = run * n_batches, there = std::min(n_batches, n - start);
       // loops of their own, so that the processor works ahead in the first while it waits in the second
-      for (std::int64_t k = 0; k < n_batches_; ++k) {
+      for (std::int64_t k = 0; k < n_batches; ++k) {
         const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
         swaps[k] = static_cast<std::int32_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
       }
-      for (std::int64_t k = 0; k < n_batches_; ++k) {
+      for (std::int64_t k = 0; k < n_batches; ++k) {
         permutation[k] = permutation[swaps[k]];
         permutation[swaps[k]] = static_cast<std::int32_t>(k);
       }
       for (std::int64_t k = 0; k < there;) {
-        while (start + k >= store_.user_offsets[user + 1]) ++user;
-        const std::int64_t upto = std::min(there, store_.user_offsets[user + 1] - start);
+        while (start + k >= store.user_offsets[user + 1]) ++user;
+        const std::int64_t upto = std::min(there, store.user_offsets[user + 1] - start);
         for (; k < upto; ++k) user_of[k] = static_cast<std::int32_t>(user);
       }
-      for (std::int64_t dealt = first_; dealt < last_; ++dealt) {
-        const std::int64_t k = permutation[dealt], to = (dealt - first_) * n_runs_ + run;
+      for (std::int64_t b = first_batch; b < last_batch; ++b) {
+        const std::int64_t k = permutation[b], to = (b - first_batch) * n_runs + run;
         if (k >= there) {  // only in the last run
-          users_[to] = -1;
+          users[to] = -1;
           continue;
         }
-        users_[to] = user_of[k];
-        items_[to] = store_.items[start + k];
-        ratings_[to] = store_.ratings[start + k];
+        users[to] = user_of[k];
+        items[to] = store.items[start + k];
+        ratings[to] = store.ratings[start + k];
       }
     }
   });
@@ -170,16 +172,15 @@ void group_pairs(const std::int64_t* users, const std::int64_t* items, const flo
   for (std::int64_t q = 0; q < n; ++q) ratings_by_user[q] = ratings[by_user[q]];
   out.ratings = ratings_by_user.data();
   out.n_ratings = n;
-  out.user.order.clear();
-  out.item.order = sorted_by(item_at);
+  const std::vector<std::int32_t> by_item = sorted_by(item_at);
   std::vector<std::int32_t> position[2];  // of the rows of users and items, in the batch's order
   for (int s = 0; s < 2; ++s) {
-    GroupedBatch::SideGroups& side = s ? out.item : out.user;
+    GroupedBatch::SideRows& side = s ? out.item : out.user;
     side.rows.clear();
     side.offsets.clear();
     position[s].resize(n);
     for (std::int64_t q = 0; q < n; ++q) {
-      const std::int32_t at = s ? out.item.order[q] : static_cast<std::int32_t>(q);
+      const std::int32_t at = s ? by_item[q] : static_cast<std::int32_t>(q);
       const std::int64_t id = s ? item_at(at) : users[by_user[q]];
       if (side.rows.empty() || side.rows.back() != id) {
         side.rows.push_back(id);
@@ -189,9 +190,9 @@ void group_pairs(const std::int64_t* users, const std::int64_t* items, const flo
     }
     side.offsets.push_back(n);
   }
-  out.user.others = position[1];
-  out.item.others.resize(n);
-  for (std::int64_t q = 0; q < n; ++q) out.item.others[q] = position[0][out.item.order[q]];
+  out.items = position[1];
+  out.links.resize(n);
+  for (std::int64_t q = 0; q < n; ++q) out.links[q] = {by_item[q], position[0][by_item[q]]};
 }
 
 }  // namespace mfdmc

@@ -4,19 +4,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/fused_kernels.hpp"
 #include "cpu/team.hpp"
 
 namespace mfdmc {
 
 // Ratings grouped by user, and the same ratings seen from each side.
 struct GroupedBatch {
-  struct SideGroups {
+  struct SideRows {
     std::vector<std::int64_t> rows;     // [R] distinct rows, ascending
     std::vector<std::int64_t> offsets;  // [R + 1]
-    std::vector<std::int32_t> order;    // [B] positions in the batch by row; empty for users
-    std::vector<std::int32_t> others;   // [B] position among the other side's rows, by this side's order
   };
-  SideGroups user, item;
+  SideRows user, item;
+  std::vector<std::int32_t> items;  // [B] position of each rating's item among the rows
+  std::vector<Link> links;          // [B] ratings item by item
   const float* ratings;  // [B]
   std::int64_t n_ratings;
 };
@@ -51,9 +52,12 @@ class Grouping {
   std::int64_t n_ = 0, n_items_ = 0;
   int n_pieces_ = 0;
   GroupedBatch* out_ = nullptr;
-  std::vector<std::int32_t> counts_;  // [pieces, n_items]: of a piece's ratings, then their next places
-  std::vector<std::int32_t> row_of_item_;  // [n_items]
-  std::vector<std::int64_t> starts_;       // [pieces + 1]: distinct users before each piece
+  struct Places {
+    std::int32_t next;  // count of a piece's ratings, then the place of the next one
+    std::int32_t row;   // position of the item among the rows
+  };
+  std::vector<Places> places_;        // [pieces, n_items]
+  std::vector<std::int64_t> starts_;  // [pieces + 1]: distinct users before each piece
 };
 
 // Deals the ratings of a store into the batches of an epoch.

@@ -61,12 +61,18 @@ inline std::int64_t backward_scratch(const TrainedSide& side, std::int64_t lanes
   return (s * (side.view_dim + 1) + kTilesTogether * (s + side.n_views * side.view_dim + 1)) * lanes;
 }
 
+// A rating as an item sees it. Side by side, because both are written to one random place and read from it.
+struct Link {
+  std::int32_t rating;  // position in the batch
+  std::int32_t user;    // position of the user's row
+};
+
 // One side of a batch: its R distinct rows and what the passes hand on.
 struct BatchSide {
   const std::int64_t* rows;     // [R]
-  const std::int64_t* offsets;  // [R + 1] ratings of a row: order[offsets[r]] up to order[offsets[r + 1]]
-  const std::int32_t* order;    // [B] positions in the batch; null for users, as a batch is in their order
-  const std::int32_t* others;   // [B] position of the other side's row, by this side's order
+  const std::int64_t* offsets;  // [R + 1] ratings of a row, in this side's order: from offsets[r] up to offsets[r + 1]
+  const std::int32_t* items;    // of users: [B] for each rating, position of its item's row
+  const Link* links;            // of items: [B] ratings item by item; null for users, as a batch is in their order
   std::int64_t n_rows;
   float* log_weights;      // [tiles, S, kLanes]
   float* view_embeddings;  // [tiles, V d, kLanes] where views are summed, else null

@@ -239,7 +239,7 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
     for (std::int64_t r = 0; r < kLanes; ++r) {
       const std::int64_t q = b + least(r, n - 1);  // a short tile repeats its last rating
       if (q == row_end) row_end = user.offsets[++row + 1];
-      const std::int32_t i = user.others[q];
+      const std::int32_t i = user.items[q];
       const float *a = user.embeddings + row * padded_dim, *c = item.embeddings + i * padded_dim;
       z_item[r] = c;
       base[r] = user.bias[row] + item.bias[i] + global_mean - ratings[q];
@@ -248,7 +248,7 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
       products[r] = product;
     }
     for (std::int64_t q = b + kLanes; q < least(b + 2 * kLanes, end); ++q)
-      prefetch(item.embeddings + user.others[q] * padded_dim, padded_dim);
+      prefetch(item.embeddings + user.items[q] * padded_dim, padded_dim);
     const Vec error = sums_of_rows(products) + load(base);
     store(scaled, error * scale);
     store_part(errors + b, error * scale, n);
@@ -296,10 +296,10 @@ void item_sums_of(const BatchSide& item, const BatchSide& user, const LossSetup&
     GradientSum<width> sum(item, row, padded_dim);
     for (std::int64_t q = item.offsets[row]; q < item.offsets[row + 1]; ++q) {
       if (q + ahead < n) {
-        prefetch(user.embeddings + item.others[q + ahead] * padded_dim, padded_dim);
-        __builtin_prefetch(errors + item.order[q + ahead]);
+        prefetch(user.embeddings + item.links[q + ahead].user * padded_dim, padded_dim);
+        __builtin_prefetch(errors + item.links[q + ahead].rating);
       }
-      sum.add(errors[item.order[q]], user.embeddings + item.others[q] * padded_dim);
+      sum.add(errors[item.links[q].rating], user.embeddings + item.links[q].user * padded_dim);
     }
     sum.finish();
   }
@@ -345,7 +345,7 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Batc
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, last - t);
     prefetch_state(side, update, batch.rows + t, n_rows);
-    if (batch.order) item_sums(batch, other, loss, errors, t, t + n_rows);
+    if (batch.links) item_sums(batch, other, loss, errors, t, t + n_rows);
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
     alignas(64) float shares[kLanes];
     store(shares, share);
@@ -424,7 +424,7 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
   for (std::int64_t t = first; t < last; t += kLanes) {
     const std::int64_t n_rows = least(kLanes, batch.n_rows - t);
     prefetch_state(side, update, batch.rows + t, n_rows);  // for the end of this tile
-    if (batch.order) item_sums(batch, other, loss, errors, t, t + n_rows);
+    if (batch.links) item_sums(batch, other, loss, errors, t, t + n_rows);
     const float* const log_weights = batch.log_weights + (t / kLanes) * s * kLanes;
     float* const weights = all_weights + together * s * kLanes;
     float* const tile_h = all_h + together * columns * kLanes;
