@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cpu_training import spread, table_loss
+from benchmarks.cpu_training import make_model, spread, table_loss, torch_speed
 from benchmarks.results_file import provenance, write_json
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import BatchIterator, RatingsDataset
@@ -38,7 +38,6 @@ from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.model import MFDMCModel
 from mfdmc_fast.ops import reference
 from mfdmc_fast.ops.types import LossWeights
-from mfdmc_fast.optim import make_optimizer
 from mfdmc_fast.training import fit
 
 BLOCK_USERS = 4096
@@ -71,11 +70,6 @@ def shuffled(dataset: RatingsDataset) -> RatingsDataset:
     """The same ratings in random order."""
     order = np.random.default_rng(1).permutation(len(dataset)).astype(np.int32)
     return dataset.take(order)  # type: ignore[arg-type]
-
-
-def make_model(dataset: RatingsDataset, config: MFDMCConfig) -> MFDMCModel:
-    """An untrained model for the ratings."""
-    return MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean(dtype=np.float64)))
 
 
 def engine_speed(dataset: RatingsDataset, config: MFDMCConfig, epochs: int) -> dict[str, Any]:
@@ -117,30 +111,6 @@ def gathered_loss(model: MFDMCModel, weights: LossWeights) -> Any:
     return total
 
 
-def torch_step_speed(dataset: RatingsDataset, form: Any, batch_size: int, threads: int, seconds: float) -> float:
-    """M ratings/s of compiled steps (loss, backward, Adam) on one batch after the other."""
-    torch.set_num_threads(threads)
-    model = make_model(dataset, MFDMCConfig())
-    torch.compiler.reset()
-    loss = torch.compile(form(model, model.loss_weights(30)), dynamic=False)
-    optimizer = make_optimizer(model)
-    rng = np.random.default_rng(0)
-    batches = []
-    for _ in range(4):
-        rows = np.sort(rng.choice(len(dataset), batch_size, replace=False))
-        columns = (dataset.user_idx[rows].astype(np.int64), dataset.item_idx[rows].astype(np.int64))
-        batches.append([torch.from_numpy(c) for c in (*columns, dataset.ratings[rows])])
-    number, start = 0, 0.0
-    while number < 5 or time.perf_counter() - start < seconds:
-        if number == 2:  # two to compile and to warm up
-            start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss(*batches[number % len(batches)]).backward()
-        optimizer.step()
-        number += 1
-    return (number - 2) * batch_size / (time.perf_counter() - start) / 1e6
-
-
 def large_tables(threads: int, n_ratings: int) -> dict[str, Any]:
     """The engine and torch on tables far larger than the cache."""
     dataset = zipf_ratings(138_000, 27_000, n_ratings)
@@ -151,7 +121,7 @@ def large_tables(threads: int, n_ratings: int) -> dict[str, Any]:
         dataset, MFDMCConfig(batch_size=65_536, epochs=4, optimizer="adagrad"), 2
     )
     compiled = {
-        f"{name}, {n} threads": torch_step_speed(dataset, form, 65_536, n, 3.0)
+        f"{name}, {n} threads": torch_speed(dataset, config, n, 3.0, form, compiled=True)
         for name, form in (("whole tables", table_loss), ("gathered rows", gathered_loss))
         for n in sorted({1, threads})
     }
@@ -165,7 +135,7 @@ def large_tables(threads: int, n_ratings: int) -> dict[str, Any]:
 
 
 def resident(peak: bool = False) -> int:
-    """Bytes of resident memory, now or at most since `reset_peak`."""
+    """Bytes of resident memory, now or at most since the peak was last forgotten."""
     key = "VmHWM:" if peak else "VmRSS:"
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024

@@ -21,6 +21,7 @@ terms it has and its optimizer. Before any timing, the engine's loss is compared
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import resource
@@ -39,7 +40,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.results_file import provenance, write_json
-from mfdmc_fast.config import with_rates
+from mfdmc_fast.config import MFDMCConfig, with_rates
 from mfdmc_fast.data import BatchIterator, Ratings, RatingsDataset, column_folds, make_planted_ratings, read_ratings
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator
@@ -145,17 +146,28 @@ def table_loss(model: MFDMCModel, weights: LossWeights) -> Callable[..., Tensor]
     return total
 
 
-def torch_speed(dataset: RatingsDataset, shape: dict[str, Any], compiled: bool, threads: int, seconds: float) -> float:
+def make_model(dataset: RatingsDataset, config: MFDMCConfig) -> MFDMCModel:
+    """An untrained model for the ratings."""
+    return MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean(dtype=np.float64)))
+
+
+def torch_speed(
+    dataset: RatingsDataset,
+    config: MFDMCConfig,
+    threads: int,
+    seconds: float,
+    form: Callable[[MFDMCModel, LossWeights], Callable[..., Tensor]] = table_loss,
+    compiled: bool = False,
+) -> float:
     """M ratings/s of steps (loss, backward, Adam) in torch with a given number of threads, for about `seconds`."""
     torch.set_num_threads(threads)
-    config = MFDMC(**shape)._config()
-    model = MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean()))  # type: ignore[arg-type]
-    loss = table_loss(model, model.loss_weights(30))
+    model = make_model(dataset, config)
+    loss = form(model, model.loss_weights(30))
     if compiled:
         torch.compiler.reset()  # or earlier shapes use up the number of compilations that are allowed
         loss = torch.compile(loss, dynamic=False)
     optimizer = make_optimizer(model)
-    batches = list(BatchIterator(dataset, None, 0).epoch(1))
+    batches = list(itertools.islice(BatchIterator(dataset, config.batch_size, 0).epoch(1), 25))
     size = min(len(b.ratings) for b in batches)
     batches = [type(b)(*(t[:size] for t in b)) for b in batches]  # one shape, so that nothing is compiled twice
 
@@ -268,8 +280,7 @@ def check_against_oracle(dataset: RatingsDataset) -> None:
     """Refuse to time a wrong engine: first epoch's mean loss within 1e-4 of the reference's."""
     losses = []
     for backend in ("cpu", "reference"):
-        config = MFDMC(backend=backend)._config()
-        model = MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean()))  # type: ignore[arg-type]
+        model = make_model(dataset, MFDMCConfig(backend=backend))
         losses.append(make_epochs(model, BatchIterator(dataset, None, 0), backend).run(1, [])["total"])
     if abs(losses[0] - losses[1]) > 1e-4 * losses[1]:
         raise SystemExit(f"the engine's loss {losses[0]} is not the reference's {losses[1]}")
@@ -277,8 +288,7 @@ def check_against_oracle(dataset: RatingsDataset) -> None:
 
 def pruning_speed(dataset: RatingsDataset, epochs: int) -> dict[str, float]:
     """Seconds per epoch before and after half of the clusters of every view are removed."""
-    config = MFDMC(epochs=2 * epochs)._config()
-    model = MFDMCModel(len(dataset.users), len(dataset.items), config, float(dataset.ratings.mean()))  # type: ignore[arg-type]
+    model = make_model(dataset, MFDMCConfig(epochs=2 * epochs))
     runner = make_epochs(model, BatchIterator(dataset, None, 0), "cpu")
     medians = []
     for first in (1, epochs + 1):
@@ -359,7 +369,7 @@ def shapes_beside_peers(
         eager = []
         for n in sorted({1, threads}):
             eager.append(f"eager, {n} threads")
-            contestants[eager[-1]] = partial(torch_speed, dataset, shape, False, n, 0.5)
+            contestants[eager[-1]] = partial(torch_speed, dataset, MFDMCConfig(**shape), n, 0.5)
         if name == MAIN_SHAPE:
             contestants["funkmf"] = partial(fit_speed, partial(_funkmf, 32), train, FunkMF().epochs)
             if peer:
@@ -441,7 +451,7 @@ def main() -> None:
     # compiling last: what it starts stays in the process
     for name, row in rows.items():
         row["compiled_m_ratings_per_s"] = {
-            n: torch_speed(dataset, SHAPES[name], True, n, 1.0) for n in sorted({1, threads})
+            n: torch_speed(dataset, MFDMCConfig(**SHAPES[name]), n, 1.0, compiled=True) for n in sorted({1, threads})
         }
         fastest = max(row["compiled_m_ratings_per_s"].values())
         row["ratio_vs_compiled"] = row["fit_m_ratings_per_s"]["median"] / fastest

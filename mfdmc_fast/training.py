@@ -222,7 +222,7 @@ def _train(
 def _is_finite(parameter: torch.Tensor) -> bool:
     if parameter.device.type != "cpu":
         return bool(parameter.isfinite().all())
-    # not by torch, whose threads wait for more work on cores that the next epoch needs: a fifth of its time
+    # not by torch, whose threads wait for more work on cores that the next epoch needs
     return bool(np.isfinite(parameter.detach().numpy()).all())
 
 

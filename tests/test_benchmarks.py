@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cpu_scaling import gathered_loss, make_model, shuffled, zipf_ratings
-from benchmarks.cpu_training import seconds_to, table_loss
+from benchmarks.cpu_scaling import gathered_loss, shuffled, zipf_ratings
+from benchmarks.cpu_training import make_model, seconds_to, table_loss
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import BatchIterator
 

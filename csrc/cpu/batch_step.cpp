@@ -146,10 +146,8 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     const Range r = tiles_of(sides[s], lanes, n_chunks[s], c);
     kernels_.entity_forward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, terms[s * kChunks + c]);
   });
-  const std::int64_t n_places = next ? 1 : 0;
-  team.run(kChunks + n_places, [&](std::int64_t task, int) {
-    if (task == kChunks) return next->place();
-    const std::int64_t c = task;
+  team.run(kChunks + (next ? 1 : 0), [&](std::int64_t c, int) {
+    if (c == kChunks) return next->place();
     const Range r = rows_of(sides[1], n, c);
     squares[c] = kernels_.rating_pass(sides[1], sides[0], setup.loss, batch.ratings, setup.global_mean, r.first, r.last,
                                       errors);

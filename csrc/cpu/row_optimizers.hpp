@@ -76,7 +76,7 @@ struct AdamStep {
 // A missed step multiplies m by beta1 and v by beta2, and moves x by size_t m_t / (sqrt(v_t) root_t + epsilon). With c_t =
 // size_t beta1^j and r_t = root_t beta2^(j/2) after j steps, many of them move x by m sum_t c_t f(r_t), where f(r) = 1 /
 // (sqrt(v) r + epsilon). r_t hardly changes while c_t fades, so f is taken at two points only, which have the mean and
-// the variance of r_t under the weights c_t. From step 256 on that is right to 1e-4 of the way moved, and far better later.
+// the variance of r_t under the weights c_t. In the first 256 steps root_t still falls fast, so they go one by one.
 class MissedSteps {
  public:
   explicit MissedSteps(const StepSchedule& schedule) : schedule_(schedule) {

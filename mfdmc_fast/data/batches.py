@@ -113,7 +113,7 @@ def default_batch_size(n_ratings: int) -> int:
     """The power of two nearest (in ratio) to n_ratings / 10, at least 1,024.
 
     About 10 steps an epoch whatever the size of the data, which is what the default learning rates were chosen for.
-    More steps cost time in proportion, as every one of them changes almost every row, and gain next to nothing.
+    More steps cost time in proportion, as every one of them changes almost every row.
     """
     exponent = round(math.log2(max(n_ratings, 1) / 10))
     return max(1024, 1 << max(exponent, 0))
