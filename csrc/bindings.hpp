@@ -7,7 +7,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
+#include <stdexcept>
 #include <string>
+
+#include "cpu/fused_kernels.hpp"
 
 namespace mfdmc::bindings {
 
@@ -28,7 +32,25 @@ inline void check_shape(const std::string& name, const py::array& array, std::in
   throw py::value_error(name + " must have shape [" + expected + "], not [" + found + "]");
 }
 
+// Raises unless all of the numbers lie in [0, n).
+template <typename T>
+inline void check_indices(const std::string& name, const Array<T>& indices, std::int64_t n) {
+  for (py::ssize_t q = 0; q < indices.size(); ++q)
+    if (indices.data()[q] < 0 || indices.data()[q] >= n)
+      throw std::out_of_range(name + "[" + std::to_string(q) + "] is " + std::to_string(indices.data()[q]) +
+                              ", outside [0, " + std::to_string(n) + ")");
+}
+
+inline const Kernels& kernels_named(const std::optional<std::string>& name) {
+  const Kernels* kernels = choose_kernels(name ? name->c_str() : nullptr);
+  if (!kernels) throw py::value_error("this machine cannot run the kernels \"" + *name + "\"");
+  return *kernels;
+}
+
 // The trainer and batch_loss.
 void define_training(py::module_& module);
+
+// Bayesian matrix factorization.
+void define_gibbs(py::module_& module);
 
 }  // namespace mfdmc::bindings

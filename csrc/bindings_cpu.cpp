@@ -156,4 +156,5 @@ PYBIND11_MODULE(_cpu, module) {
   define_score_pairs<float>(module);
   define_score_pairs<double>(module);
   mfdmc::bindings::define_training(module);
+  mfdmc::bindings::define_gibbs(module);
 }

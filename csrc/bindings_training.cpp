@@ -21,12 +21,6 @@ using Rows = Array<std::int32_t>;
 
 float* data_of(MaybeFloats& array) { return array ? array->mutable_data() : nullptr; }  // raises if read-only
 
-const Kernels& kernels_named(const std::optional<std::string>& name) {
-  const Kernels* kernels = choose_kernels(name ? name->c_str() : nullptr);
-  if (!kernels) throw py::value_error("this machine cannot run the kernels \"" + *name + "\"");
-  return *kernels;
-}
-
 // One side's parameters and, where it is trained here, their optimizer state. Keeps the arrays alive.
 class SideState {
  public:
@@ -216,10 +210,7 @@ class PyTrainer {
     const std::int64_t n_users = user_offsets_.size() - 1;
     if (n_users < 1 || offsets[0] != 0 || offsets[n_users] != n || !std::is_sorted(offsets, offsets + n_users + 1))
       throw py::value_error("user_offsets must ascend from 0 to the number of ratings");
-    for (py::ssize_t q = 0; q < n; ++q)
-      if (items_.data()[q] < 0 || items_.data()[q] >= n_items)
-        throw std::out_of_range("items[" + std::to_string(q) + "] is " + std::to_string(items_.data()[q]) +
-                                ", outside [0, " + std::to_string(n_items) + ")");
+    check_indices("items", items_, n_items);
     if (n < 1 || n_batches < 1 || n_batches > 65536 || n_threads < 1)
       throw py::value_error("there must be ratings, 1 to 65,536 batches and at least one thread");
     if (n / n_batches >= std::numeric_limits<std::int32_t>::max()) throw py::value_error("batches are too large");

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from mfdmc_fast.config import FunkMFConfig, MFDMCConfig
+    from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig
     from mfdmc_fast.data import Ratings, RatingsDataset, read_ratings
     from mfdmc_fast.errors import (
         BackendUnavailable,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         ModelFileError,
         TrainingDiverged,
     )
-    from mfdmc_fast.estimator import MFDMC, FunkMF, load_model
+    from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, load_model
     from mfdmc_fast.evaluate import cross_validate
     from mfdmc_fast.model import FunkMFModel, MFDMCModel
     from mfdmc_fast.ops.functional import batch_loss, score_pairs, top_items
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from mfdmc_fast.training import Callback
 
 _HOMES = {
-    "mfdmc_fast.config": ("FunkMFConfig", "MFDMCConfig"),
+    "mfdmc_fast.config": ("BayesianMFConfig", "FunkMFConfig", "MFDMCConfig"),
     "mfdmc_fast.data": ("Ratings", "RatingsDataset", "read_ratings"),
     "mfdmc_fast.errors": (
         "BackendUnavailable",
@@ -39,7 +39,7 @@ _HOMES = {
         "ModelFileError",
         "TrainingDiverged",
     ),
-    "mfdmc_fast.estimator": ("MFDMC", "FunkMF", "load_model"),
+    "mfdmc_fast.estimator": ("MFDMC", "BayesianMF", "FunkMF", "load_model"),
     "mfdmc_fast.evaluate": ("cross_validate",),
     "mfdmc_fast.model": ("FunkMFModel", "MFDMCModel"),
     "mfdmc_fast.ops.functional": ("batch_loss", "score_pairs", "top_items"),
@@ -51,6 +51,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "MFDMC",
     "BackendUnavailable",
+    "BayesianMF",
+    "BayesianMFConfig",
     "Callback",
     "ConfigError",
     "DataError",

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, l2_at, weight_at, with_rates
+from mfdmc_fast.config import (
+    BayesianMFConfig,
+    FunkMFConfig,
+    MFDMCConfig,
+    ModelConfig,
+    TrainingConfig,
+    l2_at,
+    weight_at,
+    with_rates,
+)
 from mfdmc_fast.ops import dispatch, functional, native
 from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights, SideTensors
 
@@ -16,24 +27,27 @@ SideName = Literal["user", "item"]
 SIDES: tuple[SideName, SideName] = ("user", "item")
 
 
-class RatingModel(nn.Module):
-    """What `training.fit`, the estimators and the baselines need of a model. Indices are rows, never raw ids.
+class Predictor(nn.Module):
+    """What the estimators need of a model. Indices are rows, never raw ids.
 
     Attributes:
         config: the settings it was built with.
         train_mean: mean training rating, rating points; what a pair of unknown entities gets.
         global_mean: rating points, added to every prediction: `train_mean`, or 0 for models without biases.
         n_entities: rows of each side.
+        rating_scale: lowest and highest rating, for models whose scores depend on it.
     """
 
-    config: TrainingConfig
+    config: ModelConfig
     train_mean: float
     global_mean: float
     n_entities: dict[SideName, int]
+    rating_scale: tuple[float, float] = (-math.inf, math.inf)
 
-    @abstractmethod
-    def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
-        """Loss terms of a batch (all [B]) with the weights of that epoch."""
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
     @abstractmethod
     def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
@@ -46,6 +60,25 @@ class RatingModel(nn.Module):
     @abstractmethod
     def bias(self, side: SideName) -> Tensor | None:
         """[n] biases of one side, or None."""
+
+    def prunable_sides(self) -> dict[SideName, Side]:
+        """The sides whose clusters can be pruned; empty for models without clusters."""
+        return {}
+
+    def clusters(self, side: SideName) -> list[int] | None:
+        """Active clusters of each view, or None for models without clusters."""
+        found = self.prunable_sides().get(side)
+        return list(found.n_clusters) if found else None
+
+
+class RatingModel(Predictor):
+    """What `training.fit` needs besides: a model trained by gradients."""
+
+    config: TrainingConfig
+
+    @abstractmethod
+    def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
+        """Loss terms of a batch (all [B]) with the weights of that epoch."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -63,15 +96,6 @@ class RatingModel(nn.Module):
     @abstractmethod
     def native_options(self, epoch: int) -> Any:
         """Loss weights and constants of an epoch, for the native engine."""
-
-    def prunable_sides(self) -> dict[SideName, Side]:
-        """The sides whose clusters can be pruned; empty for models without clusters."""
-        return {}
-
-    def clusters(self, side: SideName) -> list[int] | None:
-        """Active clusters of each view, or None for models without clusters."""
-        found = self.prunable_sides().get(side)
-        return list(found.n_clusters) if found else None
 
 
 class Side(nn.Module):
@@ -294,3 +318,66 @@ class FunkMFModel(RatingModel):
         if biases:
             groups.append({"params": biases, "lr": c.learning_rate_biases, "name": "biases"})
         return groups
+
+
+class BayesianMFModel(Predictor):
+    """Draws from the posterior of rating(u, i) = global_mean + b_u + b_i + p_u · q_i + noise; see `ops/README.md`.
+
+    A prediction is the mean over the draws of the rating, clipped to the rating scale: as ratings cannot lie beyond it,
+    clipping every draw is the better estimate.
+
+    Attributes:
+        user_draws, item_draws: [D, n, rank + 1], factors and then the bias. Parameters so that they are saved and
+            moved like those of other models; nothing trains them.
+        noise_std: [1], standard deviation of a rating around p_u · q_i and the rest, mean over the draws.
+    """
+
+    config: BayesianMFConfig
+
+    def __init__(self, n_users: int, n_items: int, config: BayesianMFConfig, train_mean: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.train_mean = self.global_mean = train_mean
+        self.n_entities = {"user": n_users, "item": n_items}
+        kept, width = draws_kept(config), config.rank + 1
+        self.user_draws = nn.Parameter(torch.zeros(kept, n_users, width), requires_grad=False)
+        self.item_draws = nn.Parameter(torch.zeros(kept, n_items, width), requires_grad=False)
+        self.noise_std = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    @property
+    def training_backend(self) -> str:
+        """Name of the backend that draws for this model."""
+        return dispatch.choose("gibbs_sampler", self.device, torch.float32, self.config.backend).name
+
+    def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        return self.posterior_scores(user_idx, item_idx)[0]
+
+    def keep_draws(self, n: int) -> None:
+        """Forget all but the first n draws: the others were not drawn. The settings say so, for the model file."""
+        self.user_draws.data, self.item_draws.data = self.user_draws.data[:n].clone(), self.item_draws.data[:n].clone()
+        self.config = dataclasses.replace(self.config, n_draws=n)
+
+    def posterior_scores(self, user_idx: Tensor, item_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations [B] of the predictions over the draws, without the noise of a rating."""
+        return functional.posterior_scores(
+            self.user_draws,
+            self.item_draws,
+            self.global_mean,
+            user_idx,
+            item_idx,
+            scale=self.rating_scale,
+            backend=self.config.backend,
+        )
+
+    def embeddings(self, side: SideName) -> Tensor:
+        # the factors of all draws side by side: the dot product of two is the mean of the draws' dot products
+        draws = self.user_draws if side == "user" else self.item_draws
+        return draws[:, :, :-1].transpose(0, 1).flatten(1) / math.sqrt(len(draws))
+
+    def bias(self, side: SideName) -> Tensor | None:
+        return (self.user_draws if side == "user" else self.item_draws)[:, :, -1].mean(0)
+
+
+def draws_kept(config: BayesianMFConfig) -> int:
+    """How many draws a model with these settings has."""
+    return min(config.n_draws, config.sweeps - config.burn_in)

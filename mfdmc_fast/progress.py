@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mfdmc_fast.model import RatingModel
+from mfdmc_fast.model import Predictor
 from mfdmc_fast.training import Callback, EpochRecord
 
 
@@ -22,7 +22,7 @@ class ProgressBar(Callback):
         self._label = label
         self._progress: Progress | None = None
 
-    def on_train_start(self, model: RatingModel, n_batches: int, epochs: int) -> None:
+    def on_train_start(self, model: Predictor, n_batches: int, epochs: int) -> None:
         self._n_batches = n_batches
         self._progress = Progress(
             TextColumn(self._label),
@@ -46,7 +46,7 @@ class ProgressBar(Callback):
             done = (epoch - 1) * self._n_batches + batch
             self._progress.update(self._task, completed=done, epoch=f"{epoch}/{self._epochs}")
 
-    def on_epoch_end(self, record: EpochRecord, model: RatingModel) -> None:
+    def on_epoch_end(self, record: EpochRecord, model: Predictor) -> None:
         if self._progress is not None:
             self._progress.update(self._task, status=describe(record))
 

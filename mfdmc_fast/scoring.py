@@ -9,14 +9,14 @@ import numpy.typing as npt
 import torch
 
 from mfdmc_fast.data.blocks import blocks
-from mfdmc_fast.model import SIDES, RatingModel
+from mfdmc_fast.model import SIDES, Predictor
 
 # pairs scored at a time: bounds the memory of the gathered embeddings
 _PAIRS_PER_BLOCK = 1 << 20
 
 
 def predict_rows(
-    model: RatingModel,
+    model: Predictor,
     user_idx: npt.NDArray[np.signedinteger[Any]],
     item_idx: npt.NDArray[np.signedinteger[Any]],
     scale: tuple[float, float] | None = None,
@@ -35,7 +35,7 @@ def predict_rows(
         [N] float32, rating points.
     """
     biases = [None if bias is None else bias.cpu().numpy() for bias in map(model.bias, SIDES)]
-    device = next(model.parameters()).device
+    device = model.device
     out = np.full(len(user_idx), model.train_mean, dtype=np.float32)
     for block in blocks(len(out), _PAIRS_PER_BLOCK):
         users, items, predictions = user_idx[block], item_idx[block], out[block]

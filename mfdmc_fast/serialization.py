@@ -24,18 +24,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, config_from_dict
+from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, config_from_dict
 from mfdmc_fast.data.vocabulary import Vocabulary
 from mfdmc_fast.errors import DataError, MFDMCError, ModelFileError
 from mfdmc_fast.files import replacing
-from mfdmc_fast.model import SIDES, FunkMFModel, MFDMCModel, RatingModel
+from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
 from mfdmc_fast.training import TrainingHistory
 
 FORMAT_VERSION = 1
 _KEY = "mfdmc_fast"
-_KINDS: dict[str, tuple[type[TrainingConfig], type[Any]]] = {
+_KINDS: dict[str, tuple[type[ModelConfig], type[Any]]] = {
     "MFDMC": (MFDMCConfig, MFDMCModel),
     "FunkMF": (FunkMFConfig, FunkMFModel),
+    "BayesianMF": (BayesianMFConfig, BayesianMFModel),
 }
 
 
@@ -57,7 +58,7 @@ class FittedState:
     """All that a fitted estimator knows; what a model file holds.
 
     Attributes:
-        kind: `MFDMC` or `FunkMF`.
+        kind: `MFDMC`, `FunkMF` or `BayesianMF`.
         model: trained parameters.
         users, items: raw id ↔ row.
         rating_scale: lowest and highest rating; predictions are clipped to it.
@@ -66,7 +67,7 @@ class FittedState:
     """
 
     kind: str
-    model: RatingModel
+    model: Predictor
     users: Vocabulary
     items: Vocabulary
     rating_scale: tuple[float, float]
@@ -169,7 +170,7 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
         raise ValueError(f"train_mean {train_mean}")
     # built on the meta device: parameters are replaced at once, so drawing initial values would be wasted work
     with torch.device("meta"):
-        model: RatingModel = model_class(len(users), len(items), config, train_mean)
+        model: Predictor = model_class(len(users), len(items), config, train_mean)
     for side_name, side in model.prunable_sides().items():
         side.cluster_ids = tuple(tuple(int(k) for k in ids) for ids in header["cluster_ids"][side_name])
         for ids in side.cluster_ids:
@@ -187,16 +188,18 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinite values")
         owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(tensor.to(config.device)))
+        loaded = torch.nn.Parameter(tensor.to(config.device), requires_grad=parameter.requires_grad)
+        setattr(model.get_submodule(owner), leaf, loaded)
     low, high = (float(x) for x in header["rating_scale"])
     if not low <= high:
         raise ValueError(f"rating_scale {low} to {high}")
+    model.rating_scale = (low, high)
     seen = SeenItems(tensors["seen.offsets"].numpy(), tensors["seen.items"].numpy())
     _check_seen(seen, len(users), len(items))
     return FittedState(kind, model, users, items, (low, high), seen, TrainingHistory.from_dict(header["history"]))
 
 
-def _expected_shape(model: RatingModel, name: str, parameter: Tensor) -> tuple[int, ...]:
+def _expected_shape(model: Predictor, name: str, parameter: Tensor) -> tuple[int, ...]:
     side_name, _, leaf = name.partition(".")
     side = model.prunable_sides().get("user" if side_name == "user" else "item")
     if side is None or leaf == "bias":

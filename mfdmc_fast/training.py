@@ -18,7 +18,7 @@ from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import SIDES, RatingModel, SideName
+from mfdmc_fast.model import SIDES, Predictor, RatingModel, SideName
 from mfdmc_fast.optim import likely_cause, rate_factor
 from mfdmc_fast.pruning import ClusterPruning, PruneEvent
 from mfdmc_fast.scoring import predict_rows
@@ -59,6 +59,7 @@ class TrainingHistory:
         stop_reason: why training ended.
         kept_epoch: the epoch whose parameters the model has.
         seconds: wall time of the whole run.
+        teacher_seconds: of which the teacher took; 0 without one.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -68,6 +69,7 @@ class TrainingHistory:
     stop_reason: str = ""
     kept_epoch: int = 0
     seconds: float = 0.0
+    teacher_seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -87,13 +89,16 @@ class TrainingHistory:
 class Callback:
     """Base class of callbacks; override what you need. Callbacks must not change the model."""
 
-    def on_train_start(self, model: RatingModel, n_batches: int, epochs: int) -> None:
+    def on_teacher_sweep(self, sweep: int, sweeps: int) -> None:
+        """After each sweep of a Bayesian teacher, before the first epoch; the first sweep is 1."""
+
+    def on_train_start(self, model: Predictor, n_batches: int, epochs: int) -> None:
         """Before the first epoch."""
 
     def on_batch_end(self, epoch: int, batch: int) -> None:
         """After each step; the first batch of an epoch is 1."""
 
-    def on_epoch_end(self, record: EpochRecord, model: RatingModel) -> bool | None:
+    def on_epoch_end(self, record: EpochRecord, model: Predictor) -> bool | None:
         """After each epoch, its validation and pruning; return True to stop training."""
         return None
 
@@ -233,7 +238,7 @@ def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:
 
 
 def _trained_entities(model: RatingModel, train: RatingsDataset) -> dict[SideName, torch.Tensor]:
-    device = next(model.parameters()).device
+    device = model.device
     rows = {"user": train.user_idx, "item": train.item_idx}
     return {side: torch.from_numpy(count_rows(rows[side], model.n_entities[side]) > 0).to(device) for side in SIDES}
 

@@ -21,9 +21,10 @@ LAYERS: dict[str, int] = {
     "model": 2,
     **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
     "training": 4,
-    **dict.fromkeys(["progress", "serialization", "estimator"], 5),
-    "evaluate": 6,
-    **dict.fromkeys(["cli", "__main__"], 7),
+    "bayesian": 5,
+    **dict.fromkeys(["progress", "serialization", "estimator"], 6),
+    "evaluate": 7,
+    **dict.fromkeys(["cli", "__main__"], 8),
 }
 OPS_ORDER = ["types", "reference", "native", "autograd", "dispatch", "functional"]
 # their annotations name things that only a type checker loads

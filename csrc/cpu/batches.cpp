@@ -4,20 +4,9 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/random_numbers.hpp"
+
 namespace mfdmc {
-namespace {
-
-constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15u;
-
-// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
-std::uint64_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  return x ^ (x >> 31);
-}
-
-}  // namespace
-
 void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const float* ratings, std::int64_t n,
                      std::int64_t n_users, std::int64_t n_items, int n_pieces, GroupedBatch& out) {
   users_ = users;

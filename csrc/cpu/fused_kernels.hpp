@@ -12,6 +12,8 @@
 
 #include <cstdint>
 
+#include "cpu/gibbs_kernels.hpp"
+
 namespace mfdmc {
 
 enum class Optimizer {
@@ -124,6 +126,7 @@ struct Kernels {
   // Writes to sums [S] the assignment weights of rows [first, last) of the table, added up over the rows that `among`
   // [n] names.
   void (*weight_sums)(const TrainedSide&, const bool* among, std::int64_t first, std::int64_t last, double* sums);
+  GibbsKernels gibbs;
 };
 
 extern const Kernels kernels_baseline;

@@ -1,9 +1,11 @@
 #define MFDMC_VECTOR_BYTES 16
 #include "cpu/fused_kernels_impl.hpp"
+#include "cpu/gibbs_kernels_impl.hpp"
 
 namespace mfdmc {
 
 const Kernels kernels_baseline = {"baseline", kLanes, entity_forward, rating_pass, entity_backward,
-                                  catch_up, weight_sums};
+                                  catch_up, weight_sums,
+                                  {sample_rows, sample_features, squared_errors, add_predictions}};
 
 }  // namespace mfdmc

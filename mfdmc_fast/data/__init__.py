@@ -2,6 +2,7 @@
 
 from mfdmc_fast.data.batches import Batch, BatchIterator
 from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.features import Features, read_features
 from mfdmc_fast.data.ratings import Ratings, ReadReport
 from mfdmc_fast.data.readers import read_pairs, read_ratings
 from mfdmc_fast.data.splits import Split, column_folds, holdout, kfold, leave_last_out, official_folds
@@ -11,6 +12,7 @@ from mfdmc_fast.data.vocabulary import Vocabulary
 __all__ = [
     "Batch",
     "BatchIterator",
+    "Features",
     "Ratings",
     "RatingsDataset",
     "ReadReport",
@@ -22,6 +24,7 @@ __all__ = [
     "leave_last_out",
     "make_planted_ratings",
     "official_folds",
+    "read_features",
     "read_pairs",
     "read_ratings",
 ]

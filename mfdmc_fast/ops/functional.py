@@ -6,13 +6,24 @@ for the same number of threads, and the `cpu` backend for any number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mfdmc_fast.ops import dispatch
-from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+from mfdmc_fast.ops.types import (
+    Combine,
+    FactorTensors,
+    FeatureBags,
+    GibbsSampler,
+    LossTerms,
+    LossWeights,
+    SideTensors,
+)
 
 
 def batch_loss(
@@ -242,6 +253,103 @@ def top_items(
                 exclude_items=exclude_items,
             ),
         )
+
+
+def posterior_scores(
+    user_draws: Tensor,  # [D, n_users, rank + 1]
+    item_draws: Tensor,  # [D, n_items, rank + 1]
+    global_mean: float,
+    user_idx: Tensor,  # [B]
+    item_idx: Tensor,  # [B]
+    *,
+    scale: tuple[float, float],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:  # [B], [B]
+    """Mean and standard deviation, over D draws, of the ratings that each draw predicts, clipped to the scale.
+
+    Args:
+        user_draws, item_draws: factors and then the bias of every entity, one floating dtype and device.
+        global_mean: added to every prediction.
+        user_idx, item_idx: [B] int64.
+        scale: lowest and highest rating.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        [B] and [B] in the dtype of the draws. No input gets a gradient. Deterministic.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes do not fit. IndexError: an index lies outside its table.
+    """
+    _check_same_kind(user_draws, {"user_draws": user_draws, "item_draws": item_draws})
+    shapes = user_draws.shape, item_draws.shape
+    if not all(len(s) == 3 and s[0] >= 1 and s[2] >= 2 for s in shapes) or shapes[0][::2] != shapes[1][::2]:
+        raise ValueError(
+            "user_draws and item_draws must be [draws, entities, rank + 1] with equally many draws and factors,"
+            f" got {list(shapes[0])} and {list(shapes[1])}"
+        )
+    _check_indices(shapes[0][1], shapes[1][1], user_idx, item_idx, user_draws.device)
+    chosen = dispatch.choose("posterior_scores", user_draws.device, user_draws.dtype, backend)
+    with torch.no_grad():
+        return cast(
+            tuple[Tensor, Tensor],
+            chosen.ops["posterior_scores"](
+                user_draws.detach().contiguous(),
+                item_draws.detach().contiguous(),
+                global_mean,
+                user_idx.contiguous(),
+                item_idx.contiguous(),
+                scale=scale,
+            ),
+        )
+
+
+def gibbs_sampler(
+    user_offsets: npt.NDArray[np.int64],
+    items: npt.NDArray[np.int32],
+    ratings: npt.NDArray[np.float32],
+    *,
+    n_items: int,
+    mean: float,
+    rank: int,
+    seed: int,
+    implicit: bool = False,
+    user_bags: Sequence[FeatureBags] = (),
+    item_bags: Sequence[FeatureBags] = (),
+    backend: str = "auto",
+) -> GibbsSampler:
+    """A Gibbs sampler for rating(u, i) = mean + b_u + b_i + p_u · q_i + noise; `ops/README.md` has the model.
+
+    Args:
+        user_offsets: [n_users + 1]; user u has the ratings user_offsets[u] : user_offsets[u + 1].
+        items: [N] rows of items.
+        ratings: [N] rating points.
+        n_items: rows of the item side.
+        mean: of the ratings.
+        rank: factors of an entity, at most `native.MAX_RANK`.
+        seed: draws are bit-identical for the same seed and backend, whatever the number of threads.
+        implicit: users have the items that they rated as features, items the users.
+        user_bags, item_bags: further blocks of features.
+        backend: a backend's name or `auto`.
+
+    Raises:
+        ValueError: shapes, ranks or offsets do not fit. IndexError: a row lies outside its table.
+    """
+    chosen = dispatch.choose("gibbs_sampler", torch.device("cpu"), torch.float32, backend)
+    return cast(
+        GibbsSampler,
+        chosen.ops["gibbs_sampler"](
+            user_offsets,
+            items,
+            ratings,
+            n_items=n_items,
+            mean=mean,
+            rank=rank,
+            seed=seed,
+            implicit=implicit,
+            user_bags=user_bags,
+            item_bags=item_bags,
+        ),
+    )
 
 
 def cluster_usage(side: SideTensors, among: Tensor, *, backend: str = "auto") -> Tensor:

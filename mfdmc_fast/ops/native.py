@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable
-from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+from mfdmc_fast.ops.types import Combine, FactorTensors, FeatureBags, LossTerms, LossWeights, SideTensors
 
 # what the training kernels take: clusters of a side or numbers of an embedding; batches of an epoch
 MAX_COLUMNS = 1024
 MAX_BATCHES = 65_536
+MAX_RANK = 126
 
 
 @functools.cache
@@ -109,6 +110,32 @@ def score_pairs(
         predictions.numpy(),
     )
     return predictions
+
+
+def posterior_scores(
+    user_draws: Tensor,
+    item_draws: Tensor,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    *,
+    scale: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Means and deviations over draws, float32; see `mfdmc_fast.ops.functional.posterior_scores` for the contract."""
+    means, deviations = torch.empty(2, len(user_idx)).unbind()
+    _module().posterior_scores(
+        user_draws=_array("user_draws", user_draws, torch.float32),
+        item_draws=_array("item_draws", item_draws, torch.float32),
+        mean=global_mean,
+        low=scale[0],
+        high=scale[1],
+        user_idx=_array("user_idx", user_idx, torch.int64),
+        item_idx=_array("item_idx", item_idx, torch.int64),
+        n_threads=torch.get_num_threads(),
+        means=means.numpy(),
+        deviations=deviations.numpy(),
+    )
+    return means, deviations
 
 
 def top_items(
@@ -316,6 +343,85 @@ class Trainer:
             first=first, last=last, user=user, item=item, options=options, schedule=schedule, step=step
         )
         return np.array(sums), done, failed
+
+
+class GibbsSampler:
+    """Draws of Bayesian matrix factorization; see `functional.gibbs_sampler` for the contract and `csrc/cpu/gibbs.hpp`.
+
+    Memory of the arguments is shared.
+    """
+
+    def __init__(
+        self,
+        user_offsets: npt.NDArray[np.int64],
+        items: npt.NDArray[np.int32],
+        ratings: npt.NDArray[np.float32],
+        *,
+        n_items: int,
+        mean: float,
+        rank: int,
+        seed: int,
+        implicit: bool,
+        user_bags: Sequence[FeatureBags],
+        item_bags: Sequence[FeatureBags],
+    ) -> None:
+        self._shapes = (len(user_offsets) - 1, rank + 1), (n_items, rank + 1)
+        self._watched: list[Any] = []
+        self._sampler = _module().GibbsSampler(
+            user_offsets=user_offsets,
+            items=items,
+            ratings=ratings,
+            n_items=n_items,
+            mean=mean,
+            rank=rank,
+            seed=seed,
+            implicit=implicit,
+            user_bags=[tuple(bags) for bags in user_bags],
+            item_bags=[tuple(bags) for bags in item_bags],
+            n_threads=torch.get_num_threads(),
+            kernels=environment.cpu_kernels(),
+        )
+
+    def sweep(self) -> None:
+        """Draw everything once."""
+        self._sampler.sweep()
+
+    @property
+    def noise_precision(self) -> float:
+        """1 / variance of a rating around its prediction, as drawn last."""
+        return float(self._sampler.noise_precision)
+
+    def rows(self, side: int) -> npt.NDArray[np.float32]:
+        """[n, rank + 1] factors and bias of the users (0) or items (1), as drawn last."""
+        out = np.empty(self._shapes[side], dtype=np.float32)
+        self._sampler.copy_rows(side, out)
+        return out
+
+    def watch(
+        self,
+        users: npt.NDArray[np.int32],
+        items: npt.NDArray[np.int32],
+        scale: tuple[float, float],
+        sums: npt.NDArray[np.float32],
+    ) -> None:
+        """Let `add_predictions` add the predictions of P pairs, clipped to the scale, to sums [P]."""
+        (n_users, _), (n_items, _) = self._shapes
+        self._watched.append(
+            _module().PairSums(
+                users=users,
+                items=items,
+                n_users=n_users,
+                n_items=n_items,
+                low=scale[0],
+                high=scale[1],
+                sums=sums,
+            )
+        )
+
+    def add_predictions(self) -> None:
+        """Add the predictions by the last draw to the sums of all watched pairs."""
+        for pairs in self._watched:
+            self._sampler.add_predictions(pairs)
 
 
 def catch_up(side: Any, schedule: Any, until: int) -> None:

@@ -222,6 +222,28 @@ def score_pairs(
     return prediction + (gathered[0] * gathered[1]).sum(1)
 
 
+def posterior_scores(
+    user_draws: Tensor,
+    item_draws: Tensor,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    *,
+    scale: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """Means and deviations over draws; see `mfdmc_fast.ops.functional.posterior_scores` for the contract."""
+    mean = user_draws.new_zeros(len(user_idx), dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    for users, items in zip(user_draws, item_draws, strict=True):
+        p, q = users[user_idx], items[item_idx]  # [B, rank + 1]
+        ratings = (p[:, :-1] * q[:, :-1]).sum(1) + p[:, -1] + q[:, -1] + global_mean
+        ratings = ratings.clamp(*scale).double()
+        mean += ratings / len(user_draws)
+        squares += ratings.square() / len(user_draws)
+    deviation = (squares - mean.square()).clamp_min(0).sqrt()
+    return mean.to(user_draws.dtype), deviation.to(user_draws.dtype)
+
+
 def top_items(
     user_embeddings: Tensor,
     item_embeddings: Tensor,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 Combine = Literal["concat", "sum"]
@@ -57,3 +59,41 @@ class LossTerms(NamedTuple):
     entropy: Tensor
     l2: Tensor
     bias_l2: Tensor
+
+
+class FeatureBags(NamedTuple):
+    """What some entities of a side have in common, feature by feature.
+
+    Attributes:
+        offsets: [F + 1] int64; feature f belongs to entities[offsets[f] : offsets[f + 1]].
+        entities: int32 rows, ascending for each feature.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    entities: npt.NDArray[np.int32]
+
+
+class GibbsSampler(Protocol):
+    """Draws of Bayesian matrix factorization, one sweep after the other; `functional.gibbs_sampler` makes one."""
+
+    @property
+    def noise_precision(self) -> float:
+        """1 / variance of a rating around its prediction, as drawn last."""
+
+    def sweep(self) -> None:
+        """Draw everything once."""
+
+    def rows(self, side: int) -> npt.NDArray[np.float32]:
+        """[n, rank + 1] factors and bias of the users (0) or items (1), as drawn last."""
+
+    def watch(
+        self,
+        users: npt.NDArray[np.int32],
+        items: npt.NDArray[np.int32],
+        scale: tuple[float, float],
+        sums: npt.NDArray[np.float32],
+    ) -> None:
+        """Let `add_predictions` add the predictions of P pairs, clipped to the scale, to sums [P]."""
+
+    def add_predictions(self) -> None:
+        """Add the predictions by the last draw to the sums of all watched pairs."""

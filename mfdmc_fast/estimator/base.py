@@ -1,4 +1,4 @@
-"""Estimators with scikit-learn manners: fit, predict, recommend, save and load, on raw ids.
+"""What the estimators share: fit, predict, recommend, save and load, on raw ids, with scikit-learn's manners.
 
 This is the lowest layer that sees raw user and item ids. Predictions are clipped to the rating scale here, never below.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,13 @@ from sklearn.exceptions import NotFittedError
 from typing_extensions import Self
 
 from mfdmc_fast import __version__, metrics
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig, WeightSchedule, config_from_dict
-from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary, holdout, read_ratings
+from mfdmc_fast.bayesian import SideFeatures
+from mfdmc_fast.config import ModelConfig, config_from_dict
+from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary, holdout, read_features, read_ratings
 from mfdmc_fast.errors import ConfigError, DataError, ModelFileError
-from mfdmc_fast.model import FunkMFModel, MFDMCModel, RatingModel, SideName
+from mfdmc_fast.model import Predictor
 from mfdmc_fast.ops import functional
+from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, load_state, save_state
 from mfdmc_fast.training import Callback, TrainingHistory
@@ -43,27 +45,8 @@ class Recommendations(NamedTuple):
     known: bool | npt.NDArray[np.bool_]
 
 
-class ClusterSummary(NamedTuple):
-    """One surviving cluster.
-
-    Attributes:
-        side, view, cluster: where it is; `cluster` is its original number, which pruning never changes.
-        usage: mean assignment weight over the side's entities; the clusters of a view sum to 1.
-        size: entities whose largest weight in the view is this cluster's.
-        top_ids, top_weights: the entities with the largest weights, and these weights.
-    """
-
-    side: str
-    view: int
-    cluster: int
-    usage: float
-    size: int
-    top_ids: list[Any]
-    top_weights: list[float]
-
-
 class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """What MFDMC and FunkMF share. Not to be instantiated.
+    """What all estimators share. Not to be instantiated.
 
     Attributes after `fit` or `load`:
         model_: the trained `torch.nn.Module`.
@@ -72,8 +55,15 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         history_: `TrainingHistory`: losses, validation and clusters per epoch, prune events, backend.
     """
 
-    _config_class: ClassVar[type[TrainingConfig]]
+    _config_class: ClassVar[type[ModelConfig]]
     _model_class: ClassVar[type[Any]]
+    _takes_features: ClassVar[bool] = False
+    # every estimator by the name of its class, which model files hold
+    _kinds: ClassVar[dict[str, type[RatingEstimator]]] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        RatingEstimator._kinds[cls.__name__] = cls
 
     def fit(
         self,
@@ -82,6 +72,8 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         *,
         validation: Any = None,
         rating_scale: tuple[float, float] | None = None,
+        user_features: Any = None,
+        item_features: Any = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = False,
     ) -> Self:
@@ -93,6 +85,8 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             y: [N] ratings, or None.
             validation: ratings watched each epoch and never trained on; anything `read_ratings` takes.
             rating_scale: lowest and highest possible rating; default: those of the training ratings.
+            user_features, item_features: what is known of users and items besides their ratings, anything
+                `read_features` takes. Only Bayesian matrix factorization uses them, as a model or as a teacher.
             callbacks: called in order during training.
             progress: show a progress bar on standard error.
 
@@ -104,6 +98,10 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             finite.
         """
         config = self._config()
+        given = {"user": user_features, "item": item_features}
+        if not self._takes_features and any(source is not None for source in given.values()):
+            raise ConfigError(f"{self._named()} does not use user_features or item_features; leave them out")
+        sources = {side: read_features(source) for side, source in given.items() if source is not None}
         ratings = _as_ratings(X, y, rating_scale)
         watched = None if validation is None else _as_ratings(validation, None, rating_scale)
         if watched is None and config.validation_fraction > 0:
@@ -111,20 +109,18 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         train = RatingsDataset.from_ratings(ratings)
         low, high = ratings.scale if rating_scale is None else rating_scale
         scale = (float(low), float(high))
-        self._check_sizes(config, len(train.users), len(train.items))
-        model: RatingModel = self._model_class(
-            len(train.users), len(train.items), config, float(ratings.ratings.mean())
-        ).to(config.device)
         validation = None if watched is None else RatingsDataset.encode(watched, train.users, train.items)
         del ratings, watched  # training needs them no more: room for sorting
         train = train.sorted()
+        vocabularies = {"user": train.users, "item": train.items}
+        features = SideFeatures(
+            **{side: [FeatureBags(*b) for b in source.bags(vocabularies[side])] for side, source in sources.items()}
+        )
         if progress:
             from mfdmc_fast.progress import ProgressBar
 
             callbacks = [*callbacks, ProgressBar()]
-        history = train_model(model, train, validation, callbacks, scale)
-        seen = SeenItems(train.user_offsets, train.item_idx)
-        self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
+        self._fit_dataset(config, train, validation, callbacks, scale, features)
         return self
 
     def predict(
@@ -147,8 +143,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             [N] float32, or (predictions, known).
         """
         state = self._state()
-        user_ids, item_ids = _id_columns(X) if items is None else _paired(X, items)
-        user_idx, item_idx = state.users.encode(user_ids), state.items.encode(item_ids)
+        user_idx, item_idx = self._rows(X, items)
         predictions = predict_rows(state.model, user_idx, item_idx, state.rating_scale)
         return (predictions, (user_idx >= 0) & (item_idx >= 0)) if return_known else predictions
 
@@ -191,7 +186,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(f"n = {n}: must be 1 or more")
         rows = state.users.encode(users)
         known = rows >= 0
-        model, device = state.model, next(state.model.parameters()).device
+        model, device = state.model, state.model.device
         row_tensor = torch.from_numpy(np.where(known, rows, 0)).to(device)
         known_tensor = torch.from_numpy(known).to(device)
         user_embeddings = model.embeddings("user")[row_tensor] * known_tensor[:, None]
@@ -268,217 +263,79 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ModelFileError(f"{path}: holds a model of kind {type(model).__name__}, not {cls.__name__}")
         return model
 
-    def _config(self) -> TrainingConfig:
+    def _config(self) -> Any:
         return config_from_dict(self._config_class, self.get_params(deep=False))
 
-    def _check_sizes(self, config: TrainingConfig, n_users: int, n_items: int) -> None:
-        """Settings that only the data can contradict."""
+    def _fit_dataset(
+        self,
+        config: Any,
+        train: RatingsDataset,
+        validation: RatingsDataset | None,
+        callbacks: Sequence[Callback],
+        scale: tuple[float, float],
+        features: SideFeatures = SideFeatures(),
+    ) -> None:
+        """Train on encoded ratings in (user, item) order and adopt the result."""
+        model = self._new_model(config, train)
+        history = self._train(model, train, validation, callbacks, scale, features)
+        seen = SeenItems(train.user_offsets, train.item_idx)
+        self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
+
+    def _new_model(self, config: Any, train: RatingsDataset) -> Any:
+        mean = float(train.ratings.mean(dtype=np.float64))
+        return self._model_class(len(train.users), len(train.items), config, mean)
+
+    def _train(
+        self,
+        model: Any,
+        train: RatingsDataset,
+        validation: RatingsDataset | None,
+        callbacks: Sequence[Callback],
+        scale: tuple[float, float],
+        features: SideFeatures,
+    ) -> TrainingHistory:
+        model.to(model.config.device)
+        return train_model(model, train, validation, callbacks, scale)
+
+    def _named(self) -> str:
+        """What this estimator is, in a message."""
+        return type(self).__name__
 
     def _adopt(self, state: FittedState) -> None:
         self._fitted = state
-        self.model_: RatingModel = state.model
+        self.model_: Predictor = state.model
         self.users_: Vocabulary = state.users
         self.items_: Vocabulary = state.items
         self.rating_scale_: tuple[float, float] = state.rating_scale
         self.history_: TrainingHistory = state.history
         self.n_features_in_ = 2
 
+    def _rows(self, X: Any, items: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # noqa: N803
+        """[N] rows of the users and of the items of pairs, -1 for unknown ids; arguments as in `predict`."""
+        state = self._state()
+        user_ids, item_ids = _id_columns(X) if items is None else _paired(X, items)
+        return state.users.encode(user_ids), state.items.encode(item_ids)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` or `load` has given it a model."""
+        return hasattr(self, "_fitted")
+
     def _state(self) -> FittedState:
-        if not hasattr(self, "_fitted"):
+        if not self.is_fitted:
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit or load first")
         return self._fitted
 
 
-class MFDMC(RatingEstimator):
-    """Matrix factorization with dynamic multi-view clustering (MFDMC, arXiv:2504.14565) for explicit ratings.
-    Every user and item is, in each of `n_views` views, a softmax-weighted mix of `n_clusters` learnable centers (Eq. 2
-    of the paper); a rating is the dot product of two embeddings. The loss is squared error plus the paper's spread,
-    proximity and entropy terms; from epoch `prune_start` on, clusters whose mean weight is under `prune_threshold` are
-    removed. Biases, L2 terms, the exact form of the three terms and all default values are this project's, because the
-    paper leaves them open; see README.md.
-
-    All settings are keyword arguments; their meaning and defaults are those of `mfdmc_fast.config.MFDMCConfig`.
-
-    >>> model = MFDMC(seed=1).fit("ratings.csv")  # doctest: +SKIP
-    >>> model.recommend(user=42, n=5).items  # doctest: +SKIP
-    """
-
-    _config_class = MFDMCConfig
-    _model_class = MFDMCModel
-
-    def __init__(
-        self,
-        *,
-        n_views: int = MFDMCConfig.n_views,
-        n_clusters: int = MFDMCConfig.n_clusters,
-        view_dim: int = MFDMCConfig.view_dim,
-        combine: Literal["concat", "sum"] = MFDMCConfig.combine,
-        biases: bool = MFDMCConfig.biases,
-        center_scale: float = MFDMCConfig.center_scale,
-        logit_scale: float = MFDMCConfig.logit_scale,
-        epochs: int = MFDMCConfig.epochs,
-        batch_size: int | None = MFDMCConfig.batch_size,
-        optimizer: Literal["adam", "adagrad"] = MFDMCConfig.optimizer,
-        learning_rate: float | None = MFDMCConfig.learning_rate,
-        learning_rate_centers: float | None = MFDMCConfig.learning_rate_centers,
-        learning_rate_biases: float | None = MFDMCConfig.learning_rate_biases,
-        learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = MFDMCConfig.learning_rate_schedule,
-        weight_spread: WeightSchedule = MFDMCConfig.weight_spread,
-        spread_margin: float = MFDMCConfig.spread_margin,
-        weight_proximity: WeightSchedule = MFDMCConfig.weight_proximity,
-        weight_entropy: WeightSchedule = MFDMCConfig.weight_entropy,
-        weight_l2: WeightSchedule | None = MFDMCConfig.weight_l2,
-        weight_bias_l2: WeightSchedule = MFDMCConfig.weight_bias_l2,
-        prune: bool = MFDMCConfig.prune,
-        prune_start: int = MFDMCConfig.prune_start,
-        prune_threshold: float = MFDMCConfig.prune_threshold,
-        min_clusters: int = MFDMCConfig.min_clusters,
-        validation_fraction: float = MFDMCConfig.validation_fraction,
-        patience: int | None = MFDMCConfig.patience,
-        keep: Literal["last", "best"] = MFDMCConfig.keep,
-        seed: int = MFDMCConfig.seed,
-        backend: str = MFDMCConfig.backend,
-        device: str = MFDMCConfig.device,
-    ) -> None:
-        self.n_views = n_views
-        self.n_clusters = n_clusters
-        self.view_dim = view_dim
-        self.combine = combine
-        self.biases = biases
-        self.center_scale = center_scale
-        self.logit_scale = logit_scale
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.learning_rate_centers = learning_rate_centers
-        self.learning_rate_biases = learning_rate_biases
-        self.learning_rate_schedule = learning_rate_schedule
-        self.weight_spread = weight_spread
-        self.spread_margin = spread_margin
-        self.weight_proximity = weight_proximity
-        self.weight_entropy = weight_entropy
-        self.weight_l2 = weight_l2
-        self.weight_bias_l2 = weight_bias_l2
-        self.prune = prune
-        self.prune_start = prune_start
-        self.prune_threshold = prune_threshold
-        self.min_clusters = min_clusters
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.keep = keep
-        self.seed = seed
-        self.backend = backend
-        self.device = device
-
-    def clusters(self, side: SideName, *, top: int = 5) -> list[ClusterSummary]:
-        """The surviving clusters of a side (`user` or `item`), by view, with their `top` members each."""
-        state = self._state()
-        vocabulary, module = _side_of(state, side)
-        summaries = []
-        for view, (ids, weights) in enumerate(zip(module.cluster_ids, module.assignment_weights(), strict=True)):
-            sizes = torch.bincount(weights.argmax(1), minlength=len(ids)).tolist()
-            usage = weights.mean(0, dtype=torch.float64).tolist()
-            top_weights, top_rows = weights.topk(min(top, len(weights)), dim=0)
-            for k, cluster in enumerate(ids):
-                summaries.append(
-                    ClusterSummary(
-                        side,
-                        view,
-                        cluster,
-                        usage[k],
-                        sizes[k],
-                        vocabulary.decode(top_rows[:, k].cpu().numpy()).tolist(),
-                        top_weights[:, k].tolist(),
-                    )
-                )
-        return summaries
-
-    def memberships(self, side: SideName, ids: Any = None) -> list[npt.NDArray[np.float32]]:
-        """Assignment weights of entities, one [n, K_v] array a view, columns as in `clusters`; rows sum to 1.
-
-        Args:
-            side: `user` or `item`.
-            ids: raw ids, or None for all in the order of `users_.ids` / `items_.ids`. Unknown ids get NaN rows.
-        """
-        state = self._state()
-        vocabulary, module = _side_of(state, side)
-        rows = np.arange(len(vocabulary)) if ids is None else vocabulary.encode(ids)
-        views = []
-        for weights in module.assignment_weights():
-            chosen = weights.cpu().numpy()[rows]
-            chosen[rows < 0] = np.nan
-            views.append(chosen)
-        return views
-
-    def _check_sizes(self, config: TrainingConfig, n_users: int, n_items: int) -> None:
-        smaller, name = min((n_users, "users"), (n_items, "items"))
-        if self.n_clusters > smaller:
-            raise ConfigError(
-                f"n_clusters = {self.n_clusters}, but the training ratings have only {smaller} {name};"
-                f" set n_clusters to {smaller} or less"
-            )
-
-
-class FunkMF(RatingEstimator):
-    """FunkMF, the baseline: global mean + biases + dot product of free factors, same data path, trainer and L2 terms.
-
-    All settings are keyword arguments; their meaning and defaults are those of `mfdmc_fast.config.FunkMFConfig`.
-    """
-
-    _config_class = FunkMFConfig
-    _model_class = FunkMFModel
-
-    def __init__(
-        self,
-        *,
-        n_factors: int = FunkMFConfig.n_factors,
-        biases: bool = FunkMFConfig.biases,
-        factor_scale: float = FunkMFConfig.factor_scale,
-        epochs: int = FunkMFConfig.epochs,
-        batch_size: int | None = FunkMFConfig.batch_size,
-        optimizer: Literal["adam", "adagrad"] = FunkMFConfig.optimizer,
-        learning_rate: float | None = FunkMFConfig.learning_rate,
-        learning_rate_biases: float | None = FunkMFConfig.learning_rate_biases,
-        learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = FunkMFConfig.learning_rate_schedule,
-        weight_l2: WeightSchedule | None = FunkMFConfig.weight_l2,
-        weight_bias_l2: WeightSchedule = FunkMFConfig.weight_bias_l2,
-        validation_fraction: float = FunkMFConfig.validation_fraction,
-        patience: int | None = FunkMFConfig.patience,
-        keep: Literal["last", "best"] = FunkMFConfig.keep,
-        seed: int = FunkMFConfig.seed,
-        backend: str = FunkMFConfig.backend,
-        device: str = FunkMFConfig.device,
-    ) -> None:
-        self.n_factors = n_factors
-        self.biases = biases
-        self.factor_scale = factor_scale
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.learning_rate_biases = learning_rate_biases
-        self.learning_rate_schedule = learning_rate_schedule
-        self.weight_l2 = weight_l2
-        self.weight_bias_l2 = weight_bias_l2
-        self.validation_fraction = validation_fraction
-        self.patience = patience
-        self.keep = keep
-        self.seed = seed
-        self.backend = backend
-        self.device = device
-
-
-def load_model(path: str | os.PathLike[str], *, device: str | None = None) -> MFDMC | FunkMF:
-    """Read a model file of either kind; raises `ModelFileError` where that cannot be done.
+def load_model(path: str | os.PathLike[str], *, device: str | None = None) -> Any:
+    """Read a model file of any kind; raises `ModelFileError` where that cannot be done.
 
     Args:
         path: a file that `save` wrote.
         device: where the parameters go; default: the device it was trained on.
     """
     state = load_state(path, device)
-    kinds: dict[str, type[MFDMC] | type[FunkMF]] = {"MFDMC": MFDMC, "FunkMF": FunkMF}
-    model = kinds[state.kind](**state.model.config.to_dict())
+    model = RatingEstimator._kinds[state.kind](**state.model.config.to_dict())
     model._adopt(state)
     return model
 
@@ -520,9 +377,3 @@ def _seen_of(seen: SeenItems, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[
     parts = [seen.items[seen.offsets[r] : seen.offsets[r + 1]] if r >= 0 else seen.items[:0] for r in rows.tolist()]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     return offsets, np.concatenate([seen.items[:0], *parts]).astype(np.int64)
-
-
-def _side_of(state: FittedState, side: SideName) -> tuple[Vocabulary, Any]:
-    if side not in ("user", "item"):
-        raise ConfigError(f"side = {side!r}: must be 'user' or 'item'")
-    return (state.users if side == "user" else state.items), state.model.prunable_sides()[side]

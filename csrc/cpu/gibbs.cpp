@@ -1,0 +1,236 @@
+#include "cpu/gibbs.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/random_numbers.hpp"
+
+namespace mfdmc {
+namespace {
+
+// Gamma(1, 1) priors of all precisions: weak, as the posterior adds half the number of rows to the shape.
+constexpr double kPriorShape = 1.0, kPriorRate = 1.0;
+constexpr float kFirstPrecision = 5.0f, kFirstWeightPrecision = 50.0f, kFirstScale = 0.1f;
+constexpr float kNeverUsed = 1e30f;  // precision of padding, so that nothing is drawn there but zeros
+
+// Random numbers one after the other.
+class Stream {
+ public:
+  explicit Stream(std::uint64_t key) : key_(key) {}
+
+  double uniform() { return (static_cast<double>(random_at(key_, next_++) >> 12) + 0.5) * 0x1p-52; }  // (0, 1)
+
+  double normal() {
+    const double radius = std::sqrt(-2 * std::log(uniform()));
+    return radius * std::cos(6.283185307179586 * uniform());
+  }
+
+  // Marsaglia and Tsang, 2000; shape >= 1.
+  double gamma(double shape, double rate) {
+    const double d = shape - 1.0 / 3, c = 1 / std::sqrt(9 * d);
+    for (;;) {
+      const double x = normal(), v = std::pow(1 + c * x, 3);
+      if (v > 0 && std::log(uniform()) < 0.5 * x * x + d - d * v + d * std::log(v)) return d * v / rate;
+    }
+  }
+
+ private:
+  std::uint64_t key_;
+  std::int64_t next_ = 0;
+};
+
+}  // namespace
+
+GibbsSampler::GibbsSampler(const RatingStore& store, float mean, std::int64_t rank, std::uint64_t seed, bool implicit,
+                           const std::vector<FeatureBags>& user_bags, const std::vector<FeatureBags>& item_bags,
+                           const Kernels& kernels)
+    : kernels_(kernels),
+      lanes_(kernels.lanes),
+      shape_{rank, (rank + 2 + kGibbsPadding - 1) / kGibbsPadding * kGibbsPadding, mean, 1.0f},
+      seed_(seed),
+      item_offsets_(store.n_items + 1, 0),
+      item_users_(store.size()),
+      item_ratings_(store.size()) {
+  for (std::int64_t q = 0; q < store.size(); ++q) ++item_offsets_[store.items[q] + 1];
+  for (std::int64_t i = 0; i < store.n_items; ++i) item_offsets_[i + 1] += item_offsets_[i];
+  std::vector<std::int64_t> next(item_offsets_.begin(), item_offsets_.end() - 1);
+  for (std::int64_t u = 0; u < store.n_users; ++u)
+    for (std::int64_t q = store.user_offsets[u]; q < store.user_offsets[u + 1]; ++q) {
+      const std::int64_t place = next[store.items[q]]++;
+      item_users_[place] = static_cast<std::int32_t>(u);
+      item_ratings_[place] = store.ratings[q];
+    }
+  Side &user = sides_[0], &item = sides_[1];
+  user.n = store.n_users, user.offsets = store.user_offsets, user.partners = store.items, user.ratings = store.ratings;
+  item.n = store.n_items, item.offsets = item_offsets_.data(), item.partners = item_users_.data();
+  item.ratings = item_ratings_.data();
+  begin(user, user_bags, implicit, item, key(0));
+  begin(item, item_bags, implicit, user, key(1));
+}
+
+void GibbsSampler::begin(Side& side, const std::vector<FeatureBags>& bags, bool implicit, const Side& other,
+                         std::uint64_t key) {
+  const std::int64_t stride = shape_.stride, rank = shape_.rank;
+  side.factors.assign(side.n * stride, 0.0f);
+  side.bias.assign(side.n, 0.0f);
+  side.prior.assign(side.n * stride, 0.0f);
+  side.residuals.assign(side.n * stride, 0.0f);
+  side.mean.assign(stride, 0.0f);
+  side.precision.assign(stride, kFirstPrecision);
+  Stream random(key);
+  for (std::int64_t e = 0; e < side.n; ++e) {
+    for (std::int64_t k = 0; k < rank; ++k)
+      side.factors[e * stride + k] = kFirstScale * static_cast<float>(random.normal());
+    side.factors[e * stride + rank] = 1.0f;
+  }
+  std::vector<FeatureBags> all = bags;
+  if (implicit) all.push_back({other.offsets, other.partners, other.n});
+  for (const FeatureBags& bag : all) {
+    Block block{bag, std::vector<float>(side.n, 0.0f), std::vector<float>(bag.n_features, 0.0f),
+                std::vector<float>(bag.n_features * stride, 0.0f), std::vector<float>(stride, kNeverUsed)};
+    std::fill_n(block.precision.begin(), rank + 1, kFirstWeightPrecision);
+    for (std::int64_t q = 0; q < bag.offsets[bag.n_features]; ++q) block.scale[bag.entities[q]] += 1.0f;
+    for (float& scale : block.scale) scale = scale > 0 ? 1.0f / std::sqrt(scale) : 0.0f;
+    for (std::int64_t f = 0; f < bag.n_features; ++f)
+      for (std::int64_t q = bag.offsets[f]; q < bag.offsets[f + 1]; ++q)
+        block.squares[f] += block.scale[bag.entities[q]] * block.scale[bag.entities[q]];
+    side.blocks.push_back(std::move(block));
+  }
+}
+
+void GibbsSampler::sweep(Team& team) {
+  ++sweep_;
+  draw_rows(0, team);
+  draw_rows(1, team);
+  const std::int64_t columns = shape_.stride / lanes_;
+  team.run(2 * columns, [&](std::int64_t index, int) {
+    draw_prior(static_cast<int>(index % 2), index / 2 * lanes_);
+  });
+  draw_noise_precision(team);
+}
+
+void GibbsSampler::draw_rows(int which, Team& team) {
+  const GibbsSide own = view(sides_[which]), other = view(sides_[1 - which]);
+  const std::uint64_t draw = key(2 + which);
+  const std::int64_t floats = gibbs_scratch(shape_.rank, shape_.stride, lanes_);
+  std::vector<float> scratch(floats * team.size());
+  team.run((own.n + lanes_ - 1) / lanes_, [&](std::int64_t tile, int member) {
+    kernels_.gibbs.sample_rows(own, other, shape_, draw, tile * lanes_, std::min(own.n, (tile + 1) * lanes_),
+                               scratch.data() + floats * member);
+  });
+}
+
+void GibbsSampler::draw_prior(int which, std::int64_t column) {
+  Side& side = sides_[which];
+  const std::int64_t stride = shape_.stride, rank = shape_.rank, n = side.n;
+  const std::int64_t last = std::min(column + lanes_, rank + 1);  // what follows is padding
+  const std::uint64_t purpose = 4 + 64 * (2 * static_cast<std::uint64_t>(column) + which);
+  Stream random(key(purpose));
+  // row minus prior mean, without the old common mean, whose place a new one takes
+  for (std::int64_t k = column; k < last; ++k) {
+    double sum = 0;
+    for (std::int64_t e = 0; e < n; ++e) {
+      const float value = k < rank ? side.factors[e * stride + k] : side.bias[e];
+      const float residual = value - side.prior[e * stride + k] + side.mean[k];
+      side.residuals[e * stride + k] = residual;
+      sum += residual;
+    }
+    side.mean[k] = static_cast<float>(sum / n + random.normal() / std::sqrt(n * double{side.precision[k]}));
+    double squares = 0;
+    for (std::int64_t e = 0; e < n; ++e) {
+      float& residual = side.residuals[e * stride + k];
+      residual -= side.mean[k];
+      squares += double{residual} * residual;
+    }
+    side.precision[k] = static_cast<float>(random.gamma(kPriorShape + 0.5 * n, kPriorRate + 0.5 * squares));
+  }
+  for (std::size_t b = 0; b < side.blocks.size(); ++b) {
+    Block& block = side.blocks[b];
+    kernels_.gibbs.sample_features({block.bags.offsets, block.bags.entities, block.scale.data(), block.squares.data(),
+                                    block.weights.data(), block.bags.n_features},
+                                   shape_, side.precision.data(), block.precision.data(), key(purpose + 1 + b), column,
+                                   side.residuals.data());
+    for (std::int64_t k = column; k < last; ++k) {
+      double squares = 0;
+      for (std::int64_t f = 0; f < block.bags.n_features; ++f)
+        squares += double{block.weights[f * stride + k]} * block.weights[f * stride + k];
+      block.precision[k] = static_cast<float>(
+          random.gamma(kPriorShape + 0.5 * block.bags.n_features, kPriorRate + 0.5 * squares));
+    }
+  }
+  for (std::int64_t e = 0; e < n; ++e)
+    for (std::int64_t k = column; k < last; ++k) {
+      const float value = k < rank ? side.factors[e * stride + k] : side.bias[e];
+      side.prior[e * stride + k] = value - side.residuals[e * stride + k];
+    }
+}
+
+void GibbsSampler::draw_noise_precision(Team& team) {
+  const GibbsSide user = view(sides_[0]), item = view(sides_[1]);
+  constexpr std::int64_t kParts = 256;  // part of the definition of the sum
+  std::vector<double> parts(kParts);
+  team.run(kParts, [&](std::int64_t part, int) {
+    parts[part] = kernels_.gibbs.squared_errors(user, item, shape_, user.n * part / kParts,
+                                                user.n * (part + 1) / kParts);
+  });
+  double squares = 0;
+  for (double part : parts) squares += part;
+  const double n = static_cast<double>(user.offsets[user.n]);
+  shape_.noise_precision =
+      static_cast<float>(Stream(key(5)).gamma(kPriorShape + 0.5 * n, kPriorRate + 0.5 * squares));
+}
+
+void GibbsSampler::add_predictions(const std::int32_t* users, const std::int32_t* items, std::int64_t n, float low,
+                                   float high, float* sums, Team& team) const {
+  const GibbsSide user = view(sides_[0]), item = view(sides_[1]);
+  constexpr std::int64_t kBlock = 4096;
+  team.run((n + kBlock - 1) / kBlock, [&](std::int64_t block, int) {
+    const std::int64_t first = block * kBlock;
+    kernels_.gibbs.add_predictions(user, item, shape_, users + first, items + first, std::min(kBlock, n - first), low,
+                                   high, sums + first);
+  });
+}
+
+void GibbsSampler::copy_rows(int which, float* out) const {
+  const Side& side = sides_[which];
+  for (std::int64_t e = 0; e < side.n; ++e) {
+    out = std::copy_n(side.factors.data() + e * shape_.stride, shape_.rank, out);
+    *out++ = side.bias[e];
+  }
+}
+
+void posterior_scores(const Draws& draws, float mean, float low, float high, const std::int64_t* users,
+                      const std::int64_t* items, std::int64_t n, float* means, float* deviations, Team& team) {
+  constexpr std::int64_t kBlock = 1024;  // pairs, so that a draw's rows are met again in the cache
+  team.run((n + kBlock - 1) / kBlock, [&](std::int64_t block, int) {
+    const std::int64_t first = block * kBlock, size = std::min(kBlock, n - first), width = draws.rank + 1;
+    double sums[kBlock] = {}, squares[kBlock] = {};
+    for (std::int64_t s = 0; s < draws.n_draws; ++s)
+      for (std::int64_t q = 0; q < size; ++q) {
+        const float* const x = draws.users + (s * draws.n_users + users[first + q]) * width;
+        const float* const y = draws.items + (s * draws.n_items + items[first + q]) * width;
+        float value = mean + x[draws.rank] + y[draws.rank];
+        for (std::int64_t k = 0; k < draws.rank; ++k) value += x[k] * y[k];
+        value = std::clamp(value, low, high);
+        sums[q] += value;
+        squares[q] += double{value} * value;
+      }
+    for (std::int64_t q = 0; q < size; ++q) {
+      const double average = sums[q] / draws.n_draws;
+      means[first + q] = static_cast<float>(average);
+      deviations[first + q] =
+          static_cast<float>(std::sqrt(std::max(0.0, squares[q] / draws.n_draws - average * average)));
+    }
+  });
+}
+
+GibbsSide GibbsSampler::view(const Side& side) const {
+  return {const_cast<float*>(side.factors.data()), const_cast<float*>(side.bias.data()), side.prior.data(),
+          side.precision.data(), side.offsets, side.partners, side.ratings, side.n};
+}
+
+std::uint64_t GibbsSampler::key(std::uint64_t purpose) const {
+  return mix(mix(mix(seed_ + kGolden) + sweep_) + purpose);
+}
+
+}  // namespace mfdmc

@@ -1,0 +1,24 @@
+// Random numbers by position: any of a stream's can be computed by itself, so results do not depend on threads.
+#pragma once
+
+#include <cstdint>
+
+namespace mfdmc {
+namespace {  // as in simd.hpp: no function of code for one instruction set may stand in for another's
+
+constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15u;
+
+// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
+inline std::uint64_t mix(std::uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+// Number `index` of SplitMix64's sequence that begins at `key`.
+inline std::uint64_t random_at(std::uint64_t key, std::int64_t index) {
+  return mix(key + (static_cast<std::uint64_t>(index) + 1) * kGolden);
+}
+
+}  // namespace
+}  // namespace mfdmc

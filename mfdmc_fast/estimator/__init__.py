@@ -1,0 +1,15 @@
+"""Estimators with scikit-learn's manners, on raw ids: the lowest layer that sees them."""
+
+from mfdmc_fast.estimator.base import RatingEstimator, Recommendations, load_model
+from mfdmc_fast.estimator.baselines import BayesianMF, FunkMF
+from mfdmc_fast.estimator.mfdmc import MFDMC, ClusterSummary
+
+__all__ = [
+    "MFDMC",
+    "BayesianMF",
+    "ClusterSummary",
+    "FunkMF",
+    "RatingEstimator",
+    "Recommendations",
+    "load_model",
+]

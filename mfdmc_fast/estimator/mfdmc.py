@@ -1,0 +1,218 @@
+"""The estimator of the paper's model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mfdmc_fast.bayesian import SideFeatures
+from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict
+from mfdmc_fast.data import RatingsDataset, Vocabulary
+from mfdmc_fast.errors import ConfigError
+from mfdmc_fast.estimator.base import RatingEstimator
+from mfdmc_fast.estimator.teachers import lessons, teacher_name
+from mfdmc_fast.model import MFDMCModel, SideName
+from mfdmc_fast.serialization import FittedState
+from mfdmc_fast.training import Callback, TrainingHistory
+
+
+class ClusterSummary(NamedTuple):
+    """One surviving cluster.
+
+    Attributes:
+        side, view, cluster: where it is; `cluster` is its original number, which pruning never changes.
+        usage: mean assignment weight over the side's entities; the clusters of a view sum to 1.
+        size: entities whose largest weight in the view is this cluster's.
+        top_ids, top_weights: the entities with the largest weights, and these weights.
+    """
+
+    side: str
+    view: int
+    cluster: int
+    usage: float
+    size: int
+    top_ids: list[Any]
+    top_weights: list[float]
+
+
+class MFDMC(RatingEstimator):
+    """Matrix factorization with dynamic multi-view clustering (MFDMC, arXiv:2504.14565) for explicit ratings.
+    Every user and item is, in each of `n_views` views, a softmax-weighted mix of `n_clusters` learnable centers (Eq. 2
+    of the paper); a rating is the dot product of two embeddings. The loss is squared error plus the paper's spread,
+    proximity and entropy terms; from epoch `prune_start` on, clusters whose mean weight is under `prune_threshold` are
+    removed. Biases, L2 terms, the exact form of the three terms and all default values are this project's, because the
+    paper leaves them open; see README.md.
+
+    All settings are keyword arguments; their meaning and defaults are those of `mfdmc_fast.config.MFDMCConfig`.
+
+    >>> model = MFDMC(seed=1).fit("ratings.csv")  # doctest: +SKIP
+    >>> model.recommend(user=42, n=5).items  # doctest: +SKIP
+    """
+
+    _config_class = MFDMCConfig
+    _model_class = MFDMCModel
+
+    def __init__(
+        self,
+        *,
+        n_views: int = MFDMCConfig.n_views,
+        n_clusters: int = MFDMCConfig.n_clusters,
+        view_dim: int = MFDMCConfig.view_dim,
+        combine: Literal["concat", "sum"] = MFDMCConfig.combine,
+        biases: bool = MFDMCConfig.biases,
+        center_scale: float = MFDMCConfig.center_scale,
+        logit_scale: float = MFDMCConfig.logit_scale,
+        epochs: int = MFDMCConfig.epochs,
+        batch_size: int | None = MFDMCConfig.batch_size,
+        optimizer: Literal["adam", "adagrad"] = MFDMCConfig.optimizer,
+        learning_rate: float | None = MFDMCConfig.learning_rate,
+        learning_rate_centers: float | None = MFDMCConfig.learning_rate_centers,
+        learning_rate_biases: float | None = MFDMCConfig.learning_rate_biases,
+        learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = MFDMCConfig.learning_rate_schedule,
+        weight_spread: WeightSchedule = MFDMCConfig.weight_spread,
+        spread_margin: float = MFDMCConfig.spread_margin,
+        weight_proximity: WeightSchedule = MFDMCConfig.weight_proximity,
+        weight_entropy: WeightSchedule = MFDMCConfig.weight_entropy,
+        weight_l2: WeightSchedule | None = MFDMCConfig.weight_l2,
+        weight_bias_l2: WeightSchedule = MFDMCConfig.weight_bias_l2,
+        teacher: Any = MFDMCConfig.teacher,
+        pairs_per_rating: float = MFDMCConfig.pairs_per_rating,
+        pair_smoothing: float = MFDMCConfig.pair_smoothing,
+        prune: bool = MFDMCConfig.prune,
+        prune_start: int = MFDMCConfig.prune_start,
+        prune_threshold: float = MFDMCConfig.prune_threshold,
+        min_clusters: int = MFDMCConfig.min_clusters,
+        validation_fraction: float = MFDMCConfig.validation_fraction,
+        patience: int | None = MFDMCConfig.patience,
+        keep: Literal["last", "best"] = MFDMCConfig.keep,
+        seed: int = MFDMCConfig.seed,
+        backend: str = MFDMCConfig.backend,
+        device: str = MFDMCConfig.device,
+    ) -> None:
+        self.n_views = n_views
+        self.n_clusters = n_clusters
+        self.view_dim = view_dim
+        self.combine = combine
+        self.biases = biases
+        self.center_scale = center_scale
+        self.logit_scale = logit_scale
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.learning_rate_centers = learning_rate_centers
+        self.learning_rate_biases = learning_rate_biases
+        self.learning_rate_schedule = learning_rate_schedule
+        self.weight_spread = weight_spread
+        self.spread_margin = spread_margin
+        self.weight_proximity = weight_proximity
+        self.weight_entropy = weight_entropy
+        self.weight_l2 = weight_l2
+        self.weight_bias_l2 = weight_bias_l2
+        self.teacher = teacher
+        self.pairs_per_rating = pairs_per_rating
+        self.pair_smoothing = pair_smoothing
+        self.prune = prune
+        self.prune_start = prune_start
+        self.prune_threshold = prune_threshold
+        self.min_clusters = min_clusters
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.keep = keep
+        self.seed = seed
+        self.backend = backend
+        self.device = device
+
+    def clusters(self, side: SideName, *, top: int = 5) -> list[ClusterSummary]:
+        """The surviving clusters of a side (`user` or `item`), by view, with their `top` members each."""
+        state = self._state()
+        vocabulary, module = _side_of(state, side)
+        summaries = []
+        for view, (ids, weights) in enumerate(zip(module.cluster_ids, module.assignment_weights(), strict=True)):
+            sizes = torch.bincount(weights.argmax(1), minlength=len(ids)).tolist()
+            usage = weights.mean(0, dtype=torch.float64).tolist()
+            top_weights, top_rows = weights.topk(min(top, len(weights)), dim=0)
+            for k, cluster in enumerate(ids):
+                summaries.append(
+                    ClusterSummary(
+                        side,
+                        view,
+                        cluster,
+                        usage[k],
+                        sizes[k],
+                        vocabulary.decode(top_rows[:, k].cpu().numpy()).tolist(),
+                        top_weights[:, k].tolist(),
+                    )
+                )
+        return summaries
+
+    def memberships(self, side: SideName, ids: Any = None) -> list[npt.NDArray[np.float32]]:
+        """Assignment weights of entities, one [n, K_v] array a view, columns as in `clusters`; rows sum to 1.
+
+        Args:
+            side: `user` or `item`.
+            ids: raw ids, or None for all in the order of `users_.ids` / `items_.ids`. Unknown ids get NaN rows.
+        """
+        state = self._state()
+        vocabulary, module = _side_of(state, side)
+        rows = np.arange(len(vocabulary)) if ids is None else vocabulary.encode(ids)
+        views = []
+        for weights in module.assignment_weights():
+            chosen = weights.cpu().numpy()[rows]
+            chosen[rows < 0] = np.nan
+            views.append(chosen)
+        return views
+
+    def _config(self) -> Any:
+        return config_from_dict(MFDMCConfig, {**self.get_params(deep=False), "teacher": teacher_name(self.teacher)})
+
+    def _train(
+        self,
+        model: Any,
+        train: RatingsDataset,
+        validation: RatingsDataset | None,
+        callbacks: Sequence[Callback],
+        scale: tuple[float, float],
+        features: SideFeatures,
+    ) -> TrainingHistory:
+        if self.teacher is None:
+            if features != SideFeatures():
+                raise ConfigError("without a teacher MFDMC does not use features; set teacher='bayesian'")
+            return super()._train(model, train, validation, callbacks, scale, features)
+        start = time.perf_counter()
+
+        def tell(sweep: int, sweeps: int) -> None:
+            for callback in callbacks:
+                callback.on_teacher_sweep(sweep, sweeps)
+
+        try:
+            pairs = lessons(self.teacher, model.config, train, scale, features, tell)
+        except BaseException:
+            for callback in callbacks:
+                callback.close()
+            raise
+        seconds = time.perf_counter() - start
+        history = super()._train(model, pairs, validation, callbacks, scale, features)
+        history.teacher_seconds = seconds
+        history.seconds += seconds
+        return history
+
+    def _new_model(self, config: Any, train: RatingsDataset) -> Any:
+        smaller, name = min((len(train.users), "users"), (len(train.items), "items"))
+        if self.n_clusters > smaller:
+            raise ConfigError(
+                f"n_clusters = {self.n_clusters}, but the training ratings have only {smaller} {name};"
+                f" set n_clusters to {smaller} or less"
+            )
+        return super()._new_model(config, train)
+
+
+def _side_of(state: FittedState, side: SideName) -> tuple[Vocabulary, Any]:
+    if side not in ("user", "item"):
+        raise ConfigError(f"side = {side!r}: must be 'user' or 'item'")
+    return (state.users if side == "user" else state.items), state.model.prunable_sides()[side]
