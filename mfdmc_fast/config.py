@@ -184,6 +184,27 @@ class BayesianMFConfig(ModelConfig):
         _require(self.n_draws >= 1, "n_draws", self.n_draws, "1 or more")
 
 
+_TAUGHT: dict[str, Any] = {
+    "teacher": "bayesian",
+    "batch_size": None,
+    "center_scale": 1.0,
+    "logit_scale": 0.5,
+    "learning_rate": 0.1,
+    "learning_rate_centers": 0.06,
+    "learning_rate_biases": 0.02,
+    "weight_bias_l2": 0.0,
+    "weight_proximity": "0:0.0025:30",
+    "weight_spread": 0.05,
+    "spread_margin": 1.0,
+}
+# settings of MFDMC that go together, by name; what a preset does not name keeps its default
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "accurate": {**_TAUGHT, "learning_rate": 0.03, "weight_entropy": "0:0.005:30"},
+    "balanced": {**_TAUGHT, "weight_entropy": "0:0.02:30"},
+    "interpretable": {**_TAUGHT, "weight_entropy": "0:0.05:30", "weight_proximity": "0:0.02:30"},
+}
+
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 TrainingConfigT = TypeVar("TrainingConfigT", bound=TrainingConfig)
 
@@ -195,6 +216,13 @@ def config_from_dict(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     if unknown:
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known are: {', '.join(known)}")
     return kind(**values)
+
+
+def preset_settings(name: str) -> dict[str, Any]:
+    """The settings of a preset of MFDMC; an unknown name raises `ConfigError` listing the known ones."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known are: {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
 
 
 def weight_at(schedule: WeightSchedule, epoch: int, name: str = "weight") -> float:

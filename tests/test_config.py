@@ -14,11 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfdmc_fast.config import (
+    PRESETS,
+    BayesianMFConfig,
     FunkMFConfig,
     MFDMCConfig,
     TrainingConfig,
     config_from_dict,
     l2_at,
+    preset_settings,
     weight_at,
     with_l2,
     with_rates,
@@ -155,12 +158,48 @@ def test_missing_settings_take_their_defaults() -> None:
 
 def test_unknown_settings_are_named_beside_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown setting n_viewz, zeal; known are: epochs, .*n_views, .*min_clusters"
+        ConfigError, match=r"unknown setting n_viewz, zeal; known are: .*epochs, .*n_views, .*min_clusters"
     ):
         config_from_dict(MFDMCConfig, {"zeal": 1, "n_viewz": 2, "epochs": 3})
     # a setting of another model is unknown too
     with pytest.raises(ConfigError, match="unknown setting n_views"):
         config_from_dict(FunkMFConfig, {"n_views": 3})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_choice_of_settings(name: str) -> None:
+    settings = preset_settings(name)
+    config = config_from_dict(MFDMCConfig, settings)
+    assert {key: getattr(config, key) for key in settings} == settings
+    settings["epochs"] = -1  # the caller's own copy
+    assert "epochs" not in preset_settings(name)
+
+
+def test_fast_is_what_the_defaults_are() -> None:
+    assert config_from_dict(MFDMCConfig, preset_settings("fast")) == MFDMCConfig()
+    assert len({str(settings) for settings in PRESETS.values()}) == len(PRESETS)
+
+
+def test_an_unknown_preset_is_named_beside_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="unknown preset 'best'; known are: fast, accurate, balanced, interpretable"):
+        preset_settings("best")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, r"rank = 0: must be in \[1, 126\]"),
+        ({"rank": 127}, r"rank = 127: must be in \[1, 126\]"),
+        ({"sweeps": 0}, "sweeps = 0: must be 1 or more"),
+        ({"burn_in": 400}, r"burn_in = 400: must be in \[0, sweeps = 400\)"),
+        ({"n_draws": 0}, "n_draws = 0: must be 1 or more"),
+        ({"epochs": 3}, "unknown setting epochs"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_of_the_sampler_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_from_dict(BayesianMFConfig, settings)
 
 
 def test_configs_are_frozen_and_replaced_ones_are_checked() -> None:

@@ -186,8 +186,10 @@ FUNKMF_CHANGES: dict[str, Any] = {
     "weight_l2": 0.2,
     "weight_bias_l2": 0.1,
 }
-# they decide where and how well the same numbers are computed, or act on a validation split: see the other tests
+# they decide where and how well the same numbers are computed, or act on a validation split (see the other tests), or
+# on what the estimator trains on (see test_teachers.py)
 WITHOUT_EFFECT_HERE = {"validation_fraction", "patience", "keep", "backend", "device"}
+WITHOUT_EFFECT_HERE |= {"teacher", "pairs_per_rating", "pair_smoothing"}
 
 
 @pytest.fixture(scope="module")

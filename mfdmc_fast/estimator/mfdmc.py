@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import Self
 
 from mfdmc_fast.bayesian import SideFeatures
-from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict
+from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, preset_settings
 from mfdmc_fast.data import RatingsDataset, Vocabulary
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
@@ -127,6 +128,19 @@ class MFDMC(RatingEstimator):
         self.seed = seed
         self.backend = backend
         self.device = device
+
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> Self:
+        """An unfitted estimator with the settings of a preset, over which those given here win.
+
+        Args:
+            name: of `mfdmc_fast.config.PRESETS`: fast (the defaults), accurate, balanced or interpretable.
+            settings: as in the constructor.
+
+        Raises:
+            ConfigError: an unknown preset.
+        """
+        return cls(**{**preset_settings(name), **settings})
 
     def clusters(self, side: SideName, *, top: int = 5) -> list[ClusterSummary]:
         """The surviving clusters of a side (`user` or `item`), by view, with their `top` members each."""
