@@ -176,8 +176,16 @@ class BayesianMFConfig(ModelConfig):
         True, "which items a user has rated, and which users an item, say something about their vectors"
     )
 
+    noise_degrees: float = _option(
+        20.0,
+        "how alike users, and items, are in how exactly they are rated: degrees of freedom of the prior of their noise"
+        " precisions, 2 or more; 0: all alike",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        degrees = self.noise_degrees
+        _require(degrees == 0 or 2 <= degrees < 1e6, "noise_degrees", degrees, "0, or in [2, 1e6)")
         _require(1 <= self.rank <= 126, "rank", self.rank, "in [1, 126]")
         _require(self.sweeps >= 1, "sweeps", self.sweeps, "1 or more")
         _require(0 <= self.burn_in < self.sweeps, "burn_in", self.burn_in, f"in [0, sweeps = {self.sweeps})")

@@ -42,12 +42,13 @@ class Stream {
 }  // namespace
 
 GibbsSampler::GibbsSampler(const RatingStore& store, float mean, std::int64_t rank, std::uint64_t seed, bool implicit,
-                           const std::vector<FeatureBags>& user_bags, const std::vector<FeatureBags>& item_bags,
+                           double noise_degrees, const std::vector<FeatureBags>& user_bags, const std::vector<FeatureBags>& item_bags,
                            const Kernels& kernels)
     : kernels_(kernels),
       lanes_(kernels.lanes),
       shape_{rank, (rank + 2 + kGibbsPadding - 1) / kGibbsPadding * kGibbsPadding, mean, 1.0f},
       seed_(seed),
+      noise_degrees_(noise_degrees),
       item_offsets_(store.n_items + 1, 0),
       item_users_(store.size()),
       item_ratings_(store.size()) {
@@ -73,6 +74,8 @@ void GibbsSampler::begin(Side& side, const std::vector<FeatureBags>& bags, bool 
   const std::int64_t stride = shape_.stride, rank = shape_.rank;
   side.factors.assign(side.n * stride, 0.0f);
   side.bias.assign(side.n, 0.0f);
+  side.weight.assign(side.n, 1.0f);
+  side.squares.assign(side.n, 0.0);
   side.prior.assign(side.n * stride, 0.0f);
   side.residuals.assign(side.n * stride, 0.0f);
   side.mean.assign(stride, 0.0f);
@@ -106,12 +109,12 @@ void GibbsSampler::sweep(Team& team) {
   team.run(2 * columns, [&](std::int64_t index, int) {
     draw_prior(static_cast<int>(index % 2), index / 2 * lanes_);
   });
-  draw_noise_precision(team);
+  draw_noise(team);
 }
 
 void GibbsSampler::draw_rows(int which, Team& team) {
   const GibbsSide own = view(sides_[which]), other = view(sides_[1 - which]);
-  const std::uint64_t draw = key(2 + which);
+  const std::uint64_t draw = key(5 + which);
   const std::int64_t floats = gibbs_scratch(shape_.rank, shape_.stride, lanes_);
   std::vector<float> scratch(floats * team.size());
   team.run((own.n + lanes_ - 1) / lanes_, [&](std::int64_t tile, int member) {
@@ -124,7 +127,7 @@ void GibbsSampler::draw_prior(int which, std::int64_t column) {
   Side& side = sides_[which];
   const std::int64_t stride = shape_.stride, rank = shape_.rank, n = side.n;
   const std::int64_t last = std::min(column + lanes_, rank + 1);  // what follows is padding
-  const std::uint64_t purpose = 4 + 64 * (2 * static_cast<std::uint64_t>(column) + which);
+  const std::uint64_t purpose = 8 + 64 * (2 * static_cast<std::uint64_t>(column) + which);
   Stream random(key(purpose));
   // row minus prior mean, without the old common mean, whose place a new one takes
   for (std::int64_t k = column; k < last; ++k) {
@@ -165,19 +168,41 @@ void GibbsSampler::draw_prior(int which, std::int64_t column) {
     }
 }
 
-void GibbsSampler::draw_noise_precision(Team& team) {
-  const GibbsSide user = view(sides_[0]), item = view(sides_[1]);
-  constexpr std::int64_t kParts = 256;  // part of the definition of the sum
-  std::vector<double> parts(kParts);
-  team.run(kParts, [&](std::int64_t part, int) {
-    parts[part] = kernels_.gibbs.squared_errors(user, item, shape_, user.n * part / kParts,
-                                                user.n * (part + 1) / kParts);
-  });
+void GibbsSampler::draw_noise(Team& team) {
+  sum_squares(0, team);
+  const Side& user = sides_[0];
   double squares = 0;
-  for (double part : parts) squares += part;
+  for (std::int64_t u = 0; u < user.n; ++u) squares += user.weight[u] * user.squares[u];
   const double n = static_cast<double>(user.offsets[user.n]);
   shape_.noise_precision =
-      static_cast<float>(Stream(key(5)).gamma(kPriorShape + 0.5 * n, kPriorRate + 0.5 * squares));
+      static_cast<float>(Stream(key(2)).gamma(kPriorShape + 0.5 * n, kPriorRate + 0.5 * squares));
+  if (noise_degrees_ > 0) {
+    draw_weights(0, team);
+    sum_squares(1, team);
+    draw_weights(1, team);
+  }
+}
+
+void GibbsSampler::sum_squares(int which, Team& team) {
+  const GibbsSide own = view(sides_[which]), other = view(sides_[1 - which]);
+  constexpr std::int64_t kParts = 256;
+  team.run(kParts, [&](std::int64_t part, int) {
+    kernels_.gibbs.squared_errors(own, other, shape_, own.n * part / kParts, own.n * (part + 1) / kParts,
+                                  sides_[which].squares.data());
+  });
+}
+
+void GibbsSampler::draw_weights(int which, Team& team) {
+  Side& side = sides_[which];
+  const std::uint64_t draw = key(3 + which);
+  constexpr std::int64_t kParts = 256;
+  team.run(kParts, [&](std::int64_t part, int) {
+    for (std::int64_t e = side.n * part / kParts; e < side.n * (part + 1) / kParts; ++e) {
+      const double n = static_cast<double>(side.offsets[e + 1] - side.offsets[e]);
+      side.weight[e] = static_cast<float>(Stream(mix(draw + e)).gamma(
+          0.5 * (noise_degrees_ + n), 0.5 * (noise_degrees_ + shape_.noise_precision * side.squares[e])));
+    }
+  });
 }
 
 void GibbsSampler::add_predictions(const std::int32_t* users, const std::int32_t* items, std::int64_t n, float low,
@@ -226,7 +251,7 @@ void posterior_scores(const Draws& draws, float mean, float low, float high, con
 
 GibbsSide GibbsSampler::view(const Side& side) const {
   return {const_cast<float*>(side.factors.data()), const_cast<float*>(side.bias.data()), side.prior.data(),
-          side.precision.data(), side.offsets, side.partners, side.ratings, side.n};
+          side.precision.data(), side.offsets, side.partners, side.ratings, side.weight.data(), side.n};
 }
 
 std::uint64_t GibbsSampler::key(std::uint64_t purpose) const {

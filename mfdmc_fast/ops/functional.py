@@ -313,6 +313,7 @@ def gibbs_sampler(
     rank: int,
     seed: int,
     implicit: bool = False,
+    noise_degrees: float = 0.0,
     user_bags: Sequence[FeatureBags] = (),
     item_bags: Sequence[FeatureBags] = (),
     backend: str = "auto",
@@ -328,6 +329,8 @@ def gibbs_sampler(
         rank: factors of an entity, at most `native.MAX_RANK`.
         seed: draws are bit-identical for the same seed and backend, whatever the number of threads.
         implicit: users have the items that they rated as features, items the users.
+        noise_degrees: the noise precision of a rating is multiplied by a weight of its user and one of its item, whose
+            prior is Gamma with this many degrees of freedom, 2 or more, and the mean 1; 0: all weights are 1.
         user_bags, item_bags: further blocks of features.
         backend: a backend's name or `auto`.
 
@@ -346,6 +349,7 @@ def gibbs_sampler(
             rank=rank,
             seed=seed,
             implicit=implicit,
+            noise_degrees=noise_degrees,
             user_bags=user_bags,
             item_bags=item_bags,
         ),
