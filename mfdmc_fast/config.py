@@ -54,7 +54,9 @@ class TrainingConfig(ModelConfig):
 
     epochs: int = _option(60, "passes over the training ratings")
     batch_size: int | None = _option(
-        None, "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, at least 1,024"
+        None,
+        "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, 1/40 of the pairs with a"
+        " teacher, at least 1,024",
     )
     optimizer: Literal["adam", "adagrad"] = _option(
         "adam", "adam keeps two numbers for every parameter; adagrad (row-wise AdaGrad) one for a whole row of a table"
@@ -190,6 +192,36 @@ class BayesianMFConfig(ModelConfig):
         _require(self.sweeps >= 1, "sweeps", self.sweeps, "1 or more")
         _require(0 <= self.burn_in < self.sweeps, "burn_in", self.burn_in, f"in [0, sweeps = {self.sweeps})")
         _require(self.n_draws >= 1, "n_draws", self.n_draws, "1 or more")
+
+
+_TAUGHT: dict[str, Any] = {
+    "teacher": "bayesian",
+    "center_scale": 0.6,
+    "logit_scale": 0.3,
+    "learning_rate": 0.1,
+    "learning_rate_centers": 0.03,
+    "learning_rate_biases": 0.02,
+    "weight_spread": 0.05,
+    "spread_margin": 1.0,
+    "weight_bias_l2": 0.0,
+}
+# named settings of MFDMC; what is not named keeps its default
+PRESETS: dict[str, dict[str, Any]] = {
+    "fast": {},
+    "accurate": {**_TAUGHT, "weight_entropy": 0.0, "weight_proximity": 0.0},
+    "balanced": {**_TAUGHT, "weight_entropy": "0:0.005:30", "weight_proximity": "0:0.0025:30"},
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset.
+
+    Raises:
+        ConfigError: unknown name; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known are: {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
 
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)

@@ -1,4 +1,4 @@
-"""The rules by which the columns of any source become ratings, or pairs of ids.
+"""The rules by which the columns of any source become ratings, pairs of ids, or a list of ids.
 
 A row is bad when an id is missing (null, NaN, empty) or a fractional number, the rating is not a finite number or lies
 outside the rating scale, a timestamp that was asked for is not a number, or a line of text has the wrong number of
@@ -11,7 +11,7 @@ import contextlib
 import math
 import reprlib
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from mfdmc_fast.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Role = Literal["user", "item", "rating", "timestamp"]
+Role = Literal["user", "item", "rating", "timestamp", "id"]
 
 _NO_ID = "is neither an integer nor a string"
 _SKIP_HINT = "use on_bad_row='skip' (--on-bad-row skip) to drop such rows"
@@ -82,7 +82,7 @@ def ratings_from_table(
     Raises:
         DataError: a bad row or a repeated pair under the policy "error", a column of an unsuitable type, no ratings.
     """
-    columns = {role: _decoded(table.columns[at]) for role, at in roles.items()}
+    columns = {role: decoded(table.columns[at]) for role, at in roles.items()}
     user_ids = plain_ids(columns["user"], table.source, table.label(roles["user"]))
     item_ids = plain_ids(columns["item"], table.source, table.label(roles["item"]))
     ratings = _numbers(columns["rating"], table, roles["rating"])
@@ -107,7 +107,7 @@ def ratings_from_table(
         items=id_array(_filtered(item_ids, good)),
         ratings=ratings[good],
         timestamps=_timestamps(_filtered(columns["timestamp"], good)) if "timestamp" in columns else None,
-        columns={name: _kept_array(_filtered(_decoded(table.columns[at]), good)) for name, at in kept.items()},
+        columns={name: _kept_array(_filtered(decoded(table.columns[at]), good)) for name, at in kept.items()},
         source=table.source,
         report=report,
     )
@@ -116,11 +116,31 @@ def ratings_from_table(
 
 def pairs_from_table(table: SourceTable, roles: dict[Role, int]) -> tuple[np.ndarray, np.ndarray]:
     """User and item ids [n] of every row of a table, in its order; a bad row raises DataError."""
-    ids = {role: plain_ids(_decoded(table.columns[at]), table.source, table.label(at)) for role, at in roles.items()}
+    ids = {role: plain_ids(decoded(table.columns[at]), table.source, table.label(at)) for role, at in roles.items()}
     faults = [_Fault(role, column.is_null().to_numpy(), _NO_ID) for role, column in ids.items()]
     if table.malformed or any(fault.mask.any() for fault in faults):
         raise _first_bad_row(table, roles, faults, "mend or remove the row")
     return id_array(ids["user"]), id_array(ids["item"])
+
+
+def ids_from_table(table: SourceTable, at: int) -> np.ndarray:
+    """The distinct ids [n] in a column of a table with one row for each; a bad row or a repeated id raises DataError."""
+    column = plain_ids(decoded(table.columns[at]), table.source, table.label(at))
+    faults = [_Fault("id", column.is_null().to_numpy(), _NO_ID)]
+    if table.malformed or faults[0].mask.any():
+        raise _first_bad_row(table, {"id": at}, faults, "mend or remove the row")
+    ids = id_array(column)
+    first: dict[Any, int] = {}
+    for index, raw in enumerate(ids.tolist()):
+        if first.setdefault(raw, index) != index:
+            raise DataError(
+                f"id {raw!r} occurs again, first in row {table.row_numbers[first[raw]]}; give every id one row, with"
+                " several labels in one field as a|b|c",
+                source=table.source,
+                row=int(table.row_numbers[index]),
+                column=table.label(at),
+            )
+    return ids
 
 
 def _check_report(report: ReadReport, table: SourceTable, roles: dict[Role, int], faults: list[_Fault]) -> None:
@@ -152,7 +172,7 @@ def _filtered(column: pa.ChunkedArray, good: np.ndarray) -> pa.ChunkedArray:
     return column if good.all() else column.filter(pa.array(good))
 
 
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Reduce the storage types of one kind of value to one: no dictionaries, one string type, seconds for times."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -171,7 +191,7 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _numbers(column: pa.ChunkedArray, table: SourceTable, position: int) -> np.ndarray:
-    """Values [n] as float64, NaN where there is none; `column` comes from `_decoded`."""
+    """Values [n] as float64, NaN where there is none; `column` comes from `decoded`."""
     import pyarrow as pa
 
     if not _holds_numbers(column):

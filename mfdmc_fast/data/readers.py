@@ -89,9 +89,9 @@ def read_ratings(
     if isinstance(source, str | os.PathLike):
         checked = [spec if isinstance(spec, int) else at for at, spec in enumerate((user, item, rating))]
         has_names = _header_test(header, specs, lambda fields: _is_header(fields, checked))
-        table = _load_path(Path(source), delimiter, has_names, min_fields=3)
+        table = load_path(Path(source), delimiter, has_names, min_fields=3)
     else:
-        table = _load_object(source)
+        table = load_object(source)
     roles = _resolve_roles(table, requested, ("user", "item", "rating"))
     kept_positions = [_position(table, spec) for spec in kept]
     return ratings_from_table(
@@ -129,8 +129,8 @@ def read_pairs(
         DataError: the source cannot be read, lacks a column, has a bad row, or has no rows.
     """
     _check_options([user, item], delimiter, header, None)
-    has_names = _header_test(header, [user, item], lambda fields: {"user", "item"} <= set(_usual_roles(fields)))
-    table = _load_path(Path(source), delimiter, has_names, min_fields=2)
+    has_names = _header_test(header, [user, item], lambda fields: {"user", "item"} <= set(usual_roles(fields)))
+    table = load_path(Path(source), delimiter, has_names, min_fields=2)
     roles = _resolve_roles(table, {"user": user, "item": item}, ("user", "item"))
     users, items = pairs_from_table(table, {role: roles[role] for role in ("user", "item")})
     if not len(users):
@@ -168,7 +168,7 @@ def _resolve_roles(
 ) -> dict[Role, int]:
     """The position of each role's column: as asked for, else by a usual name, else 0, 1, 2 and 3."""
     roles = {role: _position(table, spec) for role, spec in requested.items() if spec is not None}
-    usual = _usual_roles(table.names or ())
+    usual = usual_roles(table.names or ())
     by_name = {role: at for role, at in usual.items() if role not in roles and at not in roles.values()}
     unresolved = [role for role in required if role not in roles and role not in by_name]
     # Some usual names but not all: a guess by position could silently take the wrong column.
@@ -191,7 +191,7 @@ def _resolve_roles(
     return roles
 
 
-def _usual_roles(names: Sequence[str]) -> dict[Role, int]:
+def usual_roles(names: Sequence[str]) -> dict[Role, int]:
     """Positions of the columns that have a usual name."""
     plain = [re.sub(r"[\s_-]", "", name).lower() for name in names]
     found = {role: next((plain.index(a) for a in aliases if a in plain), None) for role, aliases in _ALIASES.items()}
@@ -212,7 +212,8 @@ def _describe(table: SourceTable) -> str:
     return "The columns are " + ", ".join(map(repr, table.names))
 
 
-def _load_object(source: Any) -> SourceTable:
+def load_object(source: Any) -> SourceTable:
+    """The columns of an object in memory, as `read_ratings` takes them."""
     import pyarrow as pa
 
     kind = type(source)
@@ -258,7 +259,7 @@ def _to_arrow(values: Any) -> pa.Array:
     return pa.array(values if isinstance(values, list | tuple) else np.asarray(values), from_pandas=True)
 
 
-def _load_path(path: Path, delimiter: str | None, has_names: HasNames, min_fields: int) -> SourceTable:
+def load_path(path: Path, delimiter: str | None, has_names: HasNames, min_fields: int) -> SourceTable:
     """The table in a file, whose kind its first bytes or its name tell; options as in `parse_text`."""
     data = _read_bytes(path)
     suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
@@ -307,10 +308,11 @@ def _parse_binary(data: bytes, name: str, kind: Literal["Parquet", "Arrow"]) -> 
 def _is_header(fields: list[str], checked: list[int]) -> bool:
     """Whether the first line has names: no number for user, item and rating, and some text for the rating."""
     values = [fields[at] for at in checked if at < len(fields)]
-    return bool(values) and values[-1] != "" and not any(_is_number(value) for value in values)
+    return bool(values) and values[-1] != "" and not any(is_number(value) for value in values)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a field of text is a number."""
     try:
         float(text)
     except ValueError:

@@ -43,7 +43,7 @@ def parse_text(data: bytes, name: str, delimiter: str | None, has_names: HasName
 
     text = _to_utf8(data, name)
     if not text.strip():
-        raise DataError("no ratings: the file is empty", source=name)
+        raise DataError("the file is empty", source=name)
     columns, lines, malformed = _split_fields(text, delimiter or _detect_delimiter(text, name, min_fields), name)
     filled = np.logical_or.reduce([pc.not_equal(column, "").to_numpy() for column in columns])
     names = None
