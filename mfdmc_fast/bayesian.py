@@ -70,9 +70,9 @@ def fit(
             if is_kept:
                 for side, draws in enumerate((model.user_draws, model.item_draws)):
                     draws[kept] = torch.from_numpy(sampler.rows(side))
-                model.noise_variance += 1 / sampler.noise_precision
+                model.noise_variance.add_(1 / sampler.noise_precision)
                 for side, noise in enumerate((model.user_noise, model.item_noise)):
-                    noise += torch.from_numpy(1 / sampler.noise_weights(side))
+                    noise.add_(torch.from_numpy(1 / sampler.noise_weights(side)))
                 kept += 1
             rmse, mae = watched.errors(keep=is_kept) if watched else (None, None)
             variance = 1 / sampler.noise_precision
@@ -95,7 +95,7 @@ def fit(
                 model.keep_draws(kept)
                 break
         for noise in (model.noise_variance, model.user_noise, model.item_noise):
-            noise /= kept
+            noise.div_(kept)
         history.kept_epoch = len(history.epochs)
         history.seconds = time.perf_counter() - start
         for callback in callbacks:

@@ -55,8 +55,8 @@ class TrainingConfig(ModelConfig):
     epochs: int = _option(60, "passes over the training ratings")
     batch_size: int | None = _option(
         None,
-        "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, 1/40 of the pairs with a"
-        " teacher, at least 1,024",
+        "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, with a teacher to 1/40 of"
+        " the pairs, at least 1,024",
     )
     optimizer: Literal["adam", "adagrad"] = _option(
         "adam", "adam keeps two numbers for every parameter; adagrad (row-wise AdaGrad) one for a whole row of a table"

@@ -85,8 +85,8 @@ def cross_validate(
         raise ConfigError("there are no folds to validate on")
     if not learns_afresh(getattr(estimator, "teacher", None)):
         raise ConfigError(
-            "a teacher that is already fitted may have seen the test ratings; cross-validation takes teacher='bayesian' or"
-            " unfitted estimators, which are fitted on each fold's training part"
+            "a teacher that is already fitted may have seen the test ratings; cross-validation takes"
+            " teacher='bayesian' or unfitted estimators, which are fitted on each fold's training part"
         )
     start = time.perf_counter()
     results = []

@@ -150,7 +150,7 @@ def _with_first_row_as_names(table: SourceTable) -> SourceTable:
     if table.names is not None or table.row_numbers.size < 2:
         return table
     for column in table.columns:
-        first, *others = [text for text in column.to_pylist()]
+        first, *others = column.to_pylist()
         filled = [text for text in others if text]
         if filled and first and not is_number(first) and all(map(is_number, filled)):
             names = [column[0].as_py() for column in table.columns]

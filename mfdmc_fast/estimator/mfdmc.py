@@ -134,8 +134,8 @@ class MFDMC(RatingEstimator):
     def preset(cls, name: str, **settings: Any) -> Self:
         """An estimator with named settings: `fast` (the defaults: trained on the ratings), `accurate` and `balanced`.
 
-        The last two learn from a Bayesian teacher: `accurate` for the lowest RMSE, `balanced` with sharper assignments and
-        pruned clusters at a small cost.
+        The last two learn from a Bayesian teacher: `accurate` for the lowest RMSE, `balanced` with sharper assignments
+        and pruned clusters at a small cost.
 
         Args:
             name: of the preset.
