@@ -42,12 +42,13 @@ class PairSums {
     check_shape("sums", sums_, {n});
     check_indices("users", users_, n_users);
     check_indices("items", items_, n_items);
+    sums_.mutable_data();  // raises if read-only
   }
 
   void add(const GibbsSampler& sampler, int n_threads) {
     if (sampler.rows(0) != n_users_ || sampler.rows(1) != n_items_)
       throw py::value_error("these pairs are of tables of another size");
-    float* const sums = sums_.mutable_data();  // raises if read-only
+    float* const sums = sums_.mutable_data();
     const std::int32_t *users = users_.data(), *items = items_.data();
     const std::int64_t n = users_.size();
     py::gil_scoped_release release;
@@ -164,7 +165,8 @@ void define_gibbs(py::module_& module) {
                     const std::optional<std::string>&>(),
            py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items").noconvert(),
            py::arg("ratings").noconvert(), py::arg("n_items"), py::arg("mean"), py::arg("rank"), py::arg("seed"),
-           py::arg("implicit"), py::arg("noise_degrees"), py::arg("user_bags"), py::arg("item_bags"), py::arg("n_threads"), py::arg("kernels"))
+           py::arg("implicit"), py::arg("noise_degrees"), py::arg("user_bags").noconvert(),
+           py::arg("item_bags").noconvert(), py::arg("n_threads"), py::arg("kernels"))
       .def("sweep", &PyGibbsSampler::sweep)
       .def("add_predictions", &PyGibbsSampler::add_predictions, py::arg("pairs"))
       .def("copy_rows", &PyGibbsSampler::copy_rows, py::arg("side"), py::arg("out").noconvert())

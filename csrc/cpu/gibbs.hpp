@@ -47,7 +47,7 @@ class GibbsSampler {
   struct Block {
     FeatureBags bags;
     std::vector<float> scale;      // [n] 1 / sqrt(features of the entity)
-    std::vector<float> squares;    // [F]
+    std::vector<float> squares;    // [F] as in FeatureBlock
     std::vector<float> weights;    // [F, stride]
     std::vector<float> precision;  // [stride] of the weights
   };
@@ -68,12 +68,17 @@ class GibbsSampler {
   void draw_noise(Team& team);
   void sum_squares(int side, Team& team);
   void draw_weights(int side, Team& team);
+  // What a column's precision is divided by where the ratings are in other units than their standard deviation.
+  double square_unit(std::int64_t column) const { return column < shape_.rank ? unit_ : unit_ * unit_; }
   GibbsSide view(const Side& side) const;
-  std::uint64_t key(std::uint64_t purpose) const;
+  // Names the random numbers of a purpose in this sweep; `part` tells apart the columns or blocks that share it.
+  enum class Purpose { start, rows, prior, features, noise, weights };
+  std::uint64_t key(Purpose purpose, int side, std::int64_t part = 0) const;
 
   const Kernels& kernels_;
   std::int64_t lanes_;
   GibbsShape shape_;
+  double unit_;  // standard deviation of the ratings
   std::uint64_t seed_, sweep_ = 0;
   double noise_degrees_;
   std::vector<std::int64_t> item_offsets_;

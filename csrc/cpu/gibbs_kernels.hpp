@@ -29,12 +29,13 @@ struct GibbsShape {
   float noise_precision;  // of a rating, times the weights of its user and its item
 };
 
-// One block of features of a side: entity e has a bag of features, each with the weight scale[e].
+// One block of features of a side: entity e has a bag of features, each with the weight scale[e]; those it has more than
+// once, as often.
 struct FeatureBlock {
   const std::int64_t* offsets;   // [F + 1] entities that have a feature
   const std::int32_t* entities;  // feature by feature
   const float* scale;            // [n]
-  const float* squares;          // [F] sum of scale^2 over the entities of a feature
+  const float* squares;          // [F] sum of (times e has f)^2 scale[e]^2 over the distinct entities of a feature
   float* weights;                // [F, stride]
   std::int64_t n_features;
 };

@@ -38,7 +38,7 @@ inline void sin_cos_turns(Vec x, Vec& sine, Vec& cosine) {
 inline void normals(const std::uint64_t* random /* [kLanes] */, Vec& a, Vec& b) {
   alignas(64) float uniform[kLanes], turns[kLanes];
   for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    // (0, 1) and [-1/2, 1/2)
+    // (0, 1) and [-1/2, 1/2]
     uniform[lane] = (static_cast<float>(static_cast<std::int32_t>(random[lane] >> 41)) + 0.5f) * 0x1p-23f;
     turns[lane] = static_cast<float>(static_cast<std::int32_t>(random[lane])) * 0x1p-32f;
   }
@@ -115,7 +115,8 @@ inline void sample_rows(const GibbsSide& own, const GibbsSide& other, const Gibb
       store(at(i, j), value);
     }
   for (std::int64_t j = 0; j < unknowns; ++j) {
-    const Vec inverse_pivot = inverse_sqrt(load(at(j, j)));
+    // without rounding a pivot is never less than the prior's share
+    const Vec inverse_pivot = inverse_sqrt(maximum(load(at(j, j)), splat(own.precision[j])));
     store(at(j, j), inverse_pivot);
     for (std::int64_t i = j + 1; i <= unknowns; ++i) store(at(i, j), load(at(i, j)) * inverse_pivot);
     for (std::int64_t i = j + 1; i <= unknowns; ++i) {
@@ -162,7 +163,7 @@ inline void sample_features(const FeatureBlock& block, const GibbsShape& shape, 
     const Vec old = load(weights), known = row_precision * splat(block.squares[f]);
     const Vec variance = inverse(known + own_precision);
     std::uint64_t random[kLanes];
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) random[lane] = random_at(key, f * stride + column + lane);
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) random[lane] = random_at(key, f * (shape.rank + 1) + column + lane);
     Vec noise, unused;
     normals(random, noise, unused);
     const Vec drawn = (row_precision * sum + known * old) * variance + noise * variance * inverse_sqrt(variance);

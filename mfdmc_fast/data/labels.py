@@ -164,7 +164,8 @@ def _found(name: str, values: npt.NDArray[np.float64] | _Texts) -> LabelBlock | 
         return _textual(name, values)
     distinct = np.unique(values[~np.isnan(values)])
     if np.array_equal(distinct, [0, 1]):
-        return values == 1
+        flags: npt.NDArray[np.bool_] = values == 1
+        return flags
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     if re.split(r"[\W_]+", words)[-1] in _IDENTIFIERS:
         return _textual(name, [[] if np.isnan(x) else [f"{x:.15g}"] for x in values.tolist()])
