@@ -188,6 +188,8 @@ FUNKMF_CHANGES: dict[str, Any] = {
 }
 # they decide where and how well the same numbers are computed, or act on a validation split: see the other tests
 WITHOUT_EFFECT_HERE = {"validation_fraction", "patience", "keep", "backend", "device"}
+# what an estimator makes of them is in test_teachers.py
+WITHOUT_EFFECT_HERE |= {"teacher", "pairs_per_rating", "pair_smoothing"}
 
 
 @pytest.fixture(scope="module")
