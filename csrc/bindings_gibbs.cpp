@@ -42,12 +42,13 @@ class PairSums {
     check_shape("sums", sums_, {n});
     check_indices("users", users_, n_users);
     check_indices("items", items_, n_items);
+    sums_.mutable_data();  // raises if read-only
   }
 
   void add(const GibbsSampler& sampler, int n_threads) {
     if (sampler.rows(0) != n_users_ || sampler.rows(1) != n_items_)
       throw py::value_error("these pairs are of tables of another size");
-    float* const sums = sums_.mutable_data();  // raises if read-only
+    float* const sums = sums_.mutable_data();
     const std::int32_t *users = users_.data(), *items = items_.data();
     const std::int64_t n = users_.size();
     py::gil_scoped_release release;
@@ -65,7 +66,7 @@ class PyGibbsSampler {
  public:
   PyGibbsSampler(Indices user_offsets /* [n_users + 1] */, Rows items /* [N] */, Floats ratings /* [N] */,
                  std::int64_t n_items, float mean, std::int64_t rank, std::uint64_t seed, bool implicit,
-                 Bags user_bags, Bags item_bags, int n_threads, const std::optional<std::string>& kernels)
+                 double noise_degrees, Bags user_bags, Bags item_bags, int n_threads, const std::optional<std::string>& kernels)
       : user_offsets_(std::move(user_offsets)),
         items_(std::move(items)),
         ratings_(std::move(ratings)),
@@ -77,9 +78,12 @@ class PyGibbsSampler {
     check_shape("ratings", ratings_, {items_.size()});
     if (rank < 1 || rank > kMaxRank || n_threads < 1 || items_.size() < 1)
       throw py::value_error("there must be ratings, a thread and a rank of 1 to " + std::to_string(kMaxRank));
+    // below 2, a weight could be drawn from a Gamma distribution of a shape below 1, which the sampler does not cover
+    if (noise_degrees != 0 && !(noise_degrees >= 2 && noise_degrees < 1e6))
+      throw py::value_error("noise_degrees must be 0 or in [2, 1e6)");
     sampler_ = std::make_unique<GibbsSampler>(
         RatingStore{user_offsets_.data(), items_.data(), ratings_.data(), n_users, n_items}, mean, rank, seed,
-        implicit, views(user_bags_, n_users), views(item_bags_, n_items), kernels_named(kernels));
+        implicit, noise_degrees, views(user_bags_, n_users), views(item_bags_, n_items), kernels_named(kernels));
   }
 
   void sweep() {
@@ -93,6 +97,13 @@ class PyGibbsSampler {
     if (side != 0 && side != 1) throw py::value_error("side must be 0 or 1");
     check_shape("out", out, {sampler_->rows(side), sampler_->rank() + 1});
     sampler_->copy_rows(side, out.mutable_data());
+  }
+
+  void copy_weights(int side, Floats& out /* [n] */) const {
+    if (side != 0 && side != 1) throw py::value_error("side must be 0 or 1");
+    const std::vector<float>& weights = sampler_->weights(side);
+    check_shape("out", out, {sampler_->rows(side)});
+    std::copy(weights.begin(), weights.end(), out.mutable_data());
   }
 
   double noise_precision() const { return sampler_->noise_precision(); }
@@ -150,14 +161,16 @@ void define_gibbs(py::module_& module) {
              py::arg("user_idx").noconvert(), py::arg("item_idx").noconvert(), py::arg("n_threads"),
              py::arg("means").noconvert(), py::arg("deviations").noconvert());
   py::class_<PyGibbsSampler>(module, "GibbsSampler")
-      .def(py::init<Indices, Rows, Floats, std::int64_t, float, std::int64_t, std::uint64_t, bool, Bags, Bags, int,
+      .def(py::init<Indices, Rows, Floats, std::int64_t, float, std::int64_t, std::uint64_t, bool, double, Bags, Bags, int,
                     const std::optional<std::string>&>(),
            py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items").noconvert(),
            py::arg("ratings").noconvert(), py::arg("n_items"), py::arg("mean"), py::arg("rank"), py::arg("seed"),
-           py::arg("implicit"), py::arg("user_bags"), py::arg("item_bags"), py::arg("n_threads"), py::arg("kernels"))
+           py::arg("implicit"), py::arg("noise_degrees"), py::arg("user_bags").noconvert(),
+           py::arg("item_bags").noconvert(), py::arg("n_threads"), py::arg("kernels"))
       .def("sweep", &PyGibbsSampler::sweep)
       .def("add_predictions", &PyGibbsSampler::add_predictions, py::arg("pairs"))
       .def("copy_rows", &PyGibbsSampler::copy_rows, py::arg("side"), py::arg("out").noconvert())
+      .def("copy_weights", &PyGibbsSampler::copy_weights, py::arg("side"), py::arg("out").noconvert())
       .def_property_readonly("noise_precision", &PyGibbsSampler::noise_precision);
 }
 

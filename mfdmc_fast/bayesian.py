@@ -62,7 +62,6 @@ def fit(
     history.batch_size = len(train)
     sampler = make_sampler(config, train, features)
     watched = _Watched(sampler, validation, scale) if validation is not None and len(validation) else None
-    noise = 0.0
     kept = 0
     try:
         for callback in callbacks:
@@ -71,7 +70,9 @@ def fit(
             if is_kept:
                 for side, draws in enumerate((model.user_draws, model.item_draws)):
                     draws[kept] = torch.from_numpy(sampler.rows(side))
-                noise += 1 / math.sqrt(sampler.noise_precision)
+                model.noise_variance.add_(1 / sampler.noise_precision)
+                for side, noise in enumerate((model.user_noise, model.item_noise)):
+                    noise.add_(torch.from_numpy(1 / sampler.noise_weights(side)))
                 kept += 1
             rmse, mae = watched.errors(keep=is_kept) if watched else (None, None)
             variance = 1 / sampler.noise_precision
@@ -93,7 +94,8 @@ def fit(
                 history.stop_reason = f"a callback asked to stop after sweep {sweep}"
                 model.keep_draws(kept)
                 break
-        model.noise_std.fill_(noise / kept)
+        for noise in (model.noise_variance, model.user_noise, model.item_noise):
+            noise.div_(kept)
         history.kept_epoch = len(history.epochs)
         history.seconds = time.perf_counter() - start
         for callback in callbacks:
@@ -149,6 +151,7 @@ def make_sampler(config: BayesianMFConfig, train: RatingsDataset, features: Side
         rank=config.rank,
         seed=config.seed,
         implicit=config.implicit,
+        noise_degrees=config.noise_degrees,
         user_bags=features.user,
         item_bags=features.item,
         backend=config.backend,
@@ -175,7 +178,7 @@ def sweeps(sampler: GibbsSampler, config: BayesianMFConfig) -> Iterator[tuple[in
 
 
 class _Watched:
-    """Errors on validation ratings while sampling. Pairs with unknown ids get the mean of the training ratings."""
+    """Errors on the validation ratings whose user and item are known, while sampling."""
 
     def __init__(self, sampler: GibbsSampler, validation: RatingsDataset, scale: tuple[float, float]) -> None:
         known = (validation.user_idx >= 0) & (validation.item_idx >= 0)

@@ -54,7 +54,9 @@ class TrainingConfig(ModelConfig):
 
     epochs: int = _option(60, "passes over the training ratings")
     batch_size: int | None = _option(
-        None, "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, at least 1,024"
+        None,
+        "ratings per step; unset: the power of two nearest to 1/10 of the training ratings, with a teacher to 1/40 of"
+        " the pairs, at least 1,024",
     )
     optimizer: Literal["adam", "adagrad"] = _option(
         "adam", "adam keeps two numbers for every parameter; adagrad (row-wise AdaGrad) one for a whole row of a table"
@@ -176,8 +178,16 @@ class BayesianMFConfig(ModelConfig):
         True, "which items a user has rated, and which users an item, say something about their vectors"
     )
 
+    noise_degrees: float = _option(
+        20.0,
+        "how alike users, and items, are in how exactly they are rated: degrees of freedom of the prior of their noise"
+        " precisions, 2 or more; 0: all alike",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        degrees = self.noise_degrees
+        _require(degrees == 0 or 2 <= degrees < 1e6, "noise_degrees", degrees, "0, or in [2, 1e6)")
         _require(1 <= self.rank <= 126, "rank", self.rank, "in [1, 126]")
         _require(self.sweeps >= 1, "sweeps", self.sweeps, "1 or more")
         _require(0 <= self.burn_in < self.sweeps, "burn_in", self.burn_in, f"in [0, sweeps = {self.sweeps})")
@@ -186,24 +196,33 @@ class BayesianMFConfig(ModelConfig):
 
 _TAUGHT: dict[str, Any] = {
     "teacher": "bayesian",
-    "batch_size": None,
-    "center_scale": 1.0,
-    "logit_scale": 0.5,
+    "center_scale": 0.6,
+    "logit_scale": 0.3,
     "learning_rate": 0.1,
-    "learning_rate_centers": 0.06,
+    "learning_rate_centers": 0.03,
     "learning_rate_biases": 0.02,
-    "weight_bias_l2": 0.0,
-    "weight_proximity": "0:0.0025:30",
     "weight_spread": 0.05,
     "spread_margin": 1.0,
+    "weight_bias_l2": 0.0,
 }
-# settings of MFDMC that go together, by name; what a preset does not name keeps its default
+# named settings of MFDMC; what is not named keeps its default
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
-    "accurate": {**_TAUGHT, "learning_rate": 0.03, "weight_entropy": "0:0.005:30"},
-    "balanced": {**_TAUGHT, "weight_entropy": "0:0.02:30"},
-    "interpretable": {**_TAUGHT, "weight_entropy": "0:0.05:30", "weight_proximity": "0:0.02:30"},
+    "accurate": {**_TAUGHT, "weight_entropy": 0.0, "weight_proximity": 0.0},
+    "balanced": {**_TAUGHT, "weight_entropy": "0:0.005:30", "weight_proximity": "0:0.0025:30"},
 }
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset.
+
+    Raises:
+        ConfigError: unknown name; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known are: {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
+
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 TrainingConfigT = TypeVar("TrainingConfigT", bound=TrainingConfig)
@@ -216,13 +235,6 @@ def config_from_dict(kind: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     if unknown:
         raise ConfigError(f"unknown setting {', '.join(unknown)}; known are: {', '.join(known)}")
     return kind(**values)
-
-
-def preset_settings(name: str) -> dict[str, Any]:
-    """The settings of a preset of MFDMC; an unknown name raises `ConfigError` listing the known ones."""
-    if name not in PRESETS:
-        raise ConfigError(f"unknown preset {name!r}; known are: {', '.join(PRESETS)}")
-    return dict(PRESETS[name])
 
 
 def weight_at(schedule: WeightSchedule, epoch: int, name: str = "weight") -> float:

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from mfdmc_fast.data import Split
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import RatingEstimator
+from mfdmc_fast.estimator.teachers import learns_afresh
 from mfdmc_fast.training import Callback
 
 
@@ -62,6 +63,8 @@ def cross_validate(
     splits: Sequence[Split],
     *,
     rating_scale: tuple[float, float] | None = None,
+    user_features: Any = None,
+    item_features: Any = None,
     callbacks_for: Callable[[str], Sequence[Callback]] = lambda fold: (),
     on_fold: Callable[[FoldResult], None] = lambda result: None,
 ) -> CrossValidation:
@@ -71,15 +74,30 @@ def cross_validate(
         estimator: settings to use; not fitted itself.
         splits: from `mfdmc_fast.data`, such as `kfold` or `official_folds`.
         rating_scale: lowest and highest possible rating; default: those of each training part.
+        user_features, item_features: as in `RatingEstimator.fit`.
         callbacks_for: fold name → callbacks of its training.
         on_fold: called with each finished fold.
+
+    Raises:
+        ConfigError: no folds, or a teacher that may have seen the ratings to be tested on.
     """
     if not splits:
         raise ConfigError("there are no folds to validate on")
+    if not learns_afresh(getattr(estimator, "teacher", None)):
+        raise ConfigError(
+            "a teacher that is already fitted may have seen the test ratings; cross-validation takes"
+            " teacher='bayesian' or unfitted estimators, which are fitted on each fold's training part"
+        )
     start = time.perf_counter()
     results = []
     for split in splits:
-        model = clone(estimator).fit(split.train, rating_scale=rating_scale, callbacks=callbacks_for(split.name))
+        model = clone(estimator).fit(
+            split.train,
+            rating_scale=rating_scale,
+            user_features=user_features,
+            item_features=item_features,
+            callbacks=callbacks_for(split.name),
+        )
         results.append(fold_result(split.name, model, split.test))
         on_fold(results[-1])
     rmses = [r.rmse for r in results]

@@ -329,7 +329,8 @@ class BayesianMFModel(Predictor):
     Attributes:
         user_draws, item_draws: [D, n, rank + 1], factors and then the bias. Parameters so that they are saved and
             moved like those of other models; nothing trains them.
-        noise_std: [1], standard deviation of a rating around p_u · q_i and the rest, mean over the draws.
+        noise_variance: [1], variance of a rating around its prediction where the next two are 1, mean over the draws.
+        user_noise, item_noise: [n], by how much a user's, an item's ratings vary more, means over the draws.
     """
 
     config: BayesianMFConfig
@@ -342,7 +343,9 @@ class BayesianMFModel(Predictor):
         kept, width = draws_kept(config), config.rank + 1
         self.user_draws = nn.Parameter(torch.zeros(kept, n_users, width), requires_grad=False)
         self.item_draws = nn.Parameter(torch.zeros(kept, n_items, width), requires_grad=False)
-        self.noise_std = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.noise_variance = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.user_noise = nn.Parameter(torch.zeros(n_users), requires_grad=False)
+        self.item_noise = nn.Parameter(torch.zeros(n_items), requires_grad=False)
 
     @property
     def training_backend(self) -> str:
@@ -368,6 +371,12 @@ class BayesianMFModel(Predictor):
             scale=self.rating_scale,
             backend=self.config.backend,
         )
+
+    def predictive_std(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:
+        """[B] standard deviations of ratings: the spread of the draws and the noise of a rating together."""
+        _, spread = self.posterior_scores(user_idx, item_idx)
+        noise = self.noise_variance * self.user_noise[user_idx] * self.item_noise[item_idx]
+        return (spread.square() + noise).sqrt()
 
     def embeddings(self, side: SideName) -> Tensor:
         # the factors of all draws side by side: the dot product of two is the mean of the draws' dot products

@@ -22,12 +22,22 @@ class ProgressBar(Callback):
         self._label = label
         self._progress: Progress | None = None
 
+    def on_teacher_sweep(self, sweep: int, sweeps: int) -> None:
+        if self._progress is None:
+            self._start("teacher's sweep", sweeps)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=sweep, epoch=f"{sweep}/{sweeps}")
+
     def on_train_start(self, model: Predictor, n_batches: int, epochs: int) -> None:
-        self._n_batches = n_batches
+        self.close()  # of the teacher
+        self._n_batches, self._epochs = n_batches, epochs
+        self._start("epoch", epochs, n_batches)
+
+    def _start(self, what: str, rounds: int, steps: int = 1) -> None:
         self._progress = Progress(
             TextColumn(self._label),
             BarColumn(bar_width=24),
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn(what + " {task.fields[epoch]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -37,8 +47,7 @@ class ProgressBar(Callback):
             disable=not self._console.is_terminal,
             transient=True,
         )
-        self._epochs = epochs
-        self._task = self._progress.add_task("", total=epochs * n_batches, epoch=f"1/{epochs}", status="")
+        self._task = self._progress.add_task("", total=rounds * steps, epoch=f"1/{rounds}", status="")
         self._progress.start()
 
     def on_batch_end(self, epoch: int, batch: int) -> None:

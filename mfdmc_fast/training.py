@@ -13,7 +13,7 @@ import torch
 
 from mfdmc_fast import metrics
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2, with_rates
-from mfdmc_fast.data.batches import BatchIterator
+from mfdmc_fast.data.batches import BatchIterator, default_batch_size
 from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.epochs import make_epochs
@@ -169,7 +169,10 @@ def _train(
     scale: tuple[float, float] | None,
 ) -> TrainingHistory:
     config = model.config
-    batches = BatchIterator(train, config.batch_size, config.seed, config.device)
+    # a teacher's pairs are several times the ratings, and a student that is free of noise gains from more steps
+    taught = isinstance(config, MFDMCConfig) and config.teacher is not None
+    batch_size = config.batch_size or default_batch_size(len(train), 40 if taught else 10)
+    batches = BatchIterator(train, batch_size, config.seed, config.device)
     scale = scale or train.scale
     history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
     epochs = make_epochs(model, batches, history.backend)

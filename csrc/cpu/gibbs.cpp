@@ -8,10 +8,11 @@
 namespace mfdmc {
 namespace {
 
-// Gamma(1, 1) priors of all precisions: weak, as the posterior adds half the number of rows to the shape.
+// Gamma(1, 1) priors of all precisions, in units of the ratings: weak, as the posterior adds half the number of rows to
+// the shape.
 constexpr double kPriorShape = 1.0, kPriorRate = 1.0;
-constexpr float kFirstPrecision = 5.0f, kFirstWeightPrecision = 50.0f, kFirstScale = 0.1f;
-constexpr float kNeverUsed = 1e30f;  // precision of padding, so that nothing is drawn there but zeros
+constexpr double kFirstPrecision = 5.0, kFirstWeightPrecision = 50.0, kFirstScale = 0.1;
+constexpr float kNeverUsed = 1e30f;  // precision of padding, so that what is drawn there is next to nothing
 
 // Random numbers one after the other.
 class Stream {
@@ -39,15 +40,27 @@ class Stream {
   std::int64_t next_ = 0;
 };
 
+// The standard deviation of the ratings, 1 where they are all the same.
+double deviation(const RatingStore& store, float mean) {
+  double squares = 0;
+  for (std::int64_t q = 0; q < store.size(); ++q) {
+    const double difference = double{store.ratings[q]} - mean;
+    squares += difference * difference;
+  }
+  return squares > 0 ? std::sqrt(squares / store.size()) : 1.0;
+}
+
 }  // namespace
 
 GibbsSampler::GibbsSampler(const RatingStore& store, float mean, std::int64_t rank, std::uint64_t seed, bool implicit,
-                           const std::vector<FeatureBags>& user_bags, const std::vector<FeatureBags>& item_bags,
+                           double noise_degrees, const std::vector<FeatureBags>& user_bags, const std::vector<FeatureBags>& item_bags,
                            const Kernels& kernels)
     : kernels_(kernels),
       lanes_(kernels.lanes),
       shape_{rank, (rank + 2 + kGibbsPadding - 1) / kGibbsPadding * kGibbsPadding, mean, 1.0f},
+      unit_(deviation(store, mean)),
       seed_(seed),
+      noise_degrees_(noise_degrees),
       item_offsets_(store.n_items + 1, 0),
       item_users_(store.size()),
       item_ratings_(store.size()) {
@@ -64,8 +77,9 @@ GibbsSampler::GibbsSampler(const RatingStore& store, float mean, std::int64_t ra
   user.n = store.n_users, user.offsets = store.user_offsets, user.partners = store.items, user.ratings = store.ratings;
   item.n = store.n_items, item.offsets = item_offsets_.data(), item.partners = item_users_.data();
   item.ratings = item_ratings_.data();
-  begin(user, user_bags, implicit, item, key(0));
-  begin(item, item_bags, implicit, user, key(1));
+  shape_.noise_precision = static_cast<float>(1 / (unit_ * unit_));
+  begin(user, user_bags, implicit, item, key(Purpose::start, 0));
+  begin(item, item_bags, implicit, user, key(Purpose::start, 1));
 }
 
 void GibbsSampler::begin(Side& side, const std::vector<FeatureBags>& bags, bool implicit, const Side& other,
@@ -73,27 +87,37 @@ void GibbsSampler::begin(Side& side, const std::vector<FeatureBags>& bags, bool 
   const std::int64_t stride = shape_.stride, rank = shape_.rank;
   side.factors.assign(side.n * stride, 0.0f);
   side.bias.assign(side.n, 0.0f);
+  side.weight.assign(side.n, 1.0f);
+  side.squares.assign(side.n, 0.0);
   side.prior.assign(side.n * stride, 0.0f);
   side.residuals.assign(side.n * stride, 0.0f);
   side.mean.assign(stride, 0.0f);
-  side.precision.assign(stride, kFirstPrecision);
+  side.precision.assign(stride, kNeverUsed);
+  for (std::int64_t k = 0; k <= rank; ++k) side.precision[k] = static_cast<float>(kFirstPrecision / square_unit(k));
   Stream random(key);
   for (std::int64_t e = 0; e < side.n; ++e) {
     for (std::int64_t k = 0; k < rank; ++k)
-      side.factors[e * stride + k] = kFirstScale * static_cast<float>(random.normal());
+      side.factors[e * stride + k] = static_cast<float>(kFirstScale * std::sqrt(unit_) * random.normal());
     side.factors[e * stride + rank] = 1.0f;
   }
   std::vector<FeatureBags> all = bags;
   if (implicit) all.push_back({other.offsets, other.partners, other.n});
+  std::vector<float> times(side.n, 0.0f);  // that an entity has a feature: more than once where pairs are repeated
   for (const FeatureBags& bag : all) {
     Block block{bag, std::vector<float>(side.n, 0.0f), std::vector<float>(bag.n_features, 0.0f),
                 std::vector<float>(bag.n_features * stride, 0.0f), std::vector<float>(stride, kNeverUsed)};
-    std::fill_n(block.precision.begin(), rank + 1, kFirstWeightPrecision);
+    for (std::int64_t k = 0; k <= rank; ++k)
+      block.precision[k] = static_cast<float>(kFirstWeightPrecision / square_unit(k));
     for (std::int64_t q = 0; q < bag.offsets[bag.n_features]; ++q) block.scale[bag.entities[q]] += 1.0f;
     for (float& scale : block.scale) scale = scale > 0 ? 1.0f / std::sqrt(scale) : 0.0f;
-    for (std::int64_t f = 0; f < bag.n_features; ++f)
-      for (std::int64_t q = bag.offsets[f]; q < bag.offsets[f + 1]; ++q)
-        block.squares[f] += block.scale[bag.entities[q]] * block.scale[bag.entities[q]];
+    for (std::int64_t f = 0; f < bag.n_features; ++f) {
+      const std::int32_t *const first = bag.entities + bag.offsets[f], *const last = bag.entities + bag.offsets[f + 1];
+      for (const std::int32_t* e = first; e < last; ++e) times[*e] += 1.0f;
+      double squares = 0;
+      for (const std::int32_t* e = first; e < last; ++e) squares += times[*e] * block.scale[*e] * block.scale[*e];
+      for (const std::int32_t* e = first; e < last; ++e) times[*e] = 0.0f;
+      block.squares[f] = static_cast<float>(squares);
+    }
     side.blocks.push_back(std::move(block));
   }
 }
@@ -102,16 +126,16 @@ void GibbsSampler::sweep(Team& team) {
   ++sweep_;
   draw_rows(0, team);
   draw_rows(1, team);
-  const std::int64_t columns = shape_.stride / lanes_;
+  const std::int64_t columns = (shape_.rank + 1 + lanes_ - 1) / lanes_;
   team.run(2 * columns, [&](std::int64_t index, int) {
     draw_prior(static_cast<int>(index % 2), index / 2 * lanes_);
   });
-  draw_noise_precision(team);
+  draw_noise(team);
 }
 
 void GibbsSampler::draw_rows(int which, Team& team) {
   const GibbsSide own = view(sides_[which]), other = view(sides_[1 - which]);
-  const std::uint64_t draw = key(2 + which);
+  const std::uint64_t draw = key(Purpose::rows, which);
   const std::int64_t floats = gibbs_scratch(shape_.rank, shape_.stride, lanes_);
   std::vector<float> scratch(floats * team.size());
   team.run((own.n + lanes_ - 1) / lanes_, [&](std::int64_t tile, int member) {
@@ -124,9 +148,13 @@ void GibbsSampler::draw_prior(int which, std::int64_t column) {
   Side& side = sides_[which];
   const std::int64_t stride = shape_.stride, rank = shape_.rank, n = side.n;
   const std::int64_t last = std::min(column + lanes_, rank + 1);  // what follows is padding
-  const std::uint64_t purpose = 4 + 64 * (2 * static_cast<std::uint64_t>(column) + which);
-  Stream random(key(purpose));
-  // row minus prior mean, without the old common mean, whose place a new one takes
+  std::vector<Stream> random;  // one for each column: draws do not depend on how many are taken at a time
+  for (std::int64_t k = column; k < last; ++k) random.emplace_back(key(Purpose::prior, which, k));
+  const auto draw_precision = [&](std::int64_t k, std::int64_t count, double squares) {
+    return static_cast<float>(
+        random[k - column].gamma(kPriorShape + 0.5 * count, kPriorRate * square_unit(k) + 0.5 * squares));
+  };
+  // row minus prior mean, without the old common mean, whose place a new one takes; that has the prior of a row around 0
   for (std::int64_t k = column; k < last; ++k) {
     double sum = 0;
     for (std::int64_t e = 0; e < n; ++e) {
@@ -135,27 +163,27 @@ void GibbsSampler::draw_prior(int which, std::int64_t column) {
       side.residuals[e * stride + k] = residual;
       sum += residual;
     }
-    side.mean[k] = static_cast<float>(sum / n + random.normal() / std::sqrt(n * double{side.precision[k]}));
-    double squares = 0;
+    side.mean[k] = static_cast<float>(sum / (n + 1) +
+                                      random[k - column].normal() / std::sqrt((n + 1) * double{side.precision[k]}));
+    double squares = double{side.mean[k]} * side.mean[k];
     for (std::int64_t e = 0; e < n; ++e) {
       float& residual = side.residuals[e * stride + k];
       residual -= side.mean[k];
       squares += double{residual} * residual;
     }
-    side.precision[k] = static_cast<float>(random.gamma(kPriorShape + 0.5 * n, kPriorRate + 0.5 * squares));
+    side.precision[k] = draw_precision(k, n + 1, squares);
   }
   for (std::size_t b = 0; b < side.blocks.size(); ++b) {
     Block& block = side.blocks[b];
     kernels_.gibbs.sample_features({block.bags.offsets, block.bags.entities, block.scale.data(), block.squares.data(),
                                     block.weights.data(), block.bags.n_features},
-                                   shape_, side.precision.data(), block.precision.data(), key(purpose + 1 + b), column,
-                                   side.residuals.data());
+                                   shape_, side.precision.data(), block.precision.data(),
+                                   key(Purpose::features, which, b), column, side.residuals.data());
     for (std::int64_t k = column; k < last; ++k) {
       double squares = 0;
       for (std::int64_t f = 0; f < block.bags.n_features; ++f)
         squares += double{block.weights[f * stride + k]} * block.weights[f * stride + k];
-      block.precision[k] = static_cast<float>(
-          random.gamma(kPriorShape + 0.5 * block.bags.n_features, kPriorRate + 0.5 * squares));
+      block.precision[k] = draw_precision(k, block.bags.n_features, squares);
     }
   }
   for (std::int64_t e = 0; e < n; ++e)
@@ -165,19 +193,41 @@ void GibbsSampler::draw_prior(int which, std::int64_t column) {
     }
 }
 
-void GibbsSampler::draw_noise_precision(Team& team) {
-  const GibbsSide user = view(sides_[0]), item = view(sides_[1]);
-  constexpr std::int64_t kParts = 256;  // part of the definition of the sum
-  std::vector<double> parts(kParts);
-  team.run(kParts, [&](std::int64_t part, int) {
-    parts[part] = kernels_.gibbs.squared_errors(user, item, shape_, user.n * part / kParts,
-                                                user.n * (part + 1) / kParts);
-  });
+void GibbsSampler::draw_noise(Team& team) {
+  sum_squares(0, team);
+  const Side& user = sides_[0];
   double squares = 0;
-  for (double part : parts) squares += part;
+  for (std::int64_t u = 0; u < user.n; ++u) squares += user.weight[u] * user.squares[u];
   const double n = static_cast<double>(user.offsets[user.n]);
-  shape_.noise_precision =
-      static_cast<float>(Stream(key(5)).gamma(kPriorShape + 0.5 * n, kPriorRate + 0.5 * squares));
+  shape_.noise_precision = static_cast<float>(
+      Stream(key(Purpose::noise, 0)).gamma(kPriorShape + 0.5 * n, kPriorRate * unit_ * unit_ + 0.5 * squares));
+  if (noise_degrees_ > 0) {
+    draw_weights(0, team);
+    sum_squares(1, team);
+    draw_weights(1, team);
+  }
+}
+
+void GibbsSampler::sum_squares(int which, Team& team) {
+  const GibbsSide own = view(sides_[which]), other = view(sides_[1 - which]);
+  constexpr std::int64_t kParts = 256;
+  team.run(kParts, [&](std::int64_t part, int) {
+    kernels_.gibbs.squared_errors(own, other, shape_, own.n * part / kParts, own.n * (part + 1) / kParts,
+                                  sides_[which].squares.data());
+  });
+}
+
+void GibbsSampler::draw_weights(int which, Team& team) {
+  Side& side = sides_[which];
+  const std::uint64_t draw = key(Purpose::weights, which);
+  constexpr std::int64_t kParts = 256;
+  team.run(kParts, [&](std::int64_t part, int) {
+    for (std::int64_t e = side.n * part / kParts; e < side.n * (part + 1) / kParts; ++e) {
+      const double n = static_cast<double>(side.offsets[e + 1] - side.offsets[e]);
+      side.weight[e] = static_cast<float>(Stream(mix(draw + e)).gamma(
+          0.5 * (noise_degrees_ + n), 0.5 * (noise_degrees_ + shape_.noise_precision * side.squares[e])));
+    }
+  });
 }
 
 void GibbsSampler::add_predictions(const std::int32_t* users, const std::int32_t* items, std::int64_t n, float low,
@@ -226,11 +276,12 @@ void posterior_scores(const Draws& draws, float mean, float low, float high, con
 
 GibbsSide GibbsSampler::view(const Side& side) const {
   return {const_cast<float*>(side.factors.data()), const_cast<float*>(side.bias.data()), side.prior.data(),
-          side.precision.data(), side.offsets, side.partners, side.ratings, side.n};
+          side.precision.data(), side.offsets, side.partners, side.ratings, side.weight.data(), side.n};
 }
 
-std::uint64_t GibbsSampler::key(std::uint64_t purpose) const {
-  return mix(mix(mix(seed_ + kGolden) + sweep_) + purpose);
+std::uint64_t GibbsSampler::key(Purpose purpose, int side, std::int64_t part) const {
+  const std::uint64_t of_sweep = mix(mix(seed_ + kGolden) + sweep_);
+  return mix(mix(of_sweep + 2 * static_cast<std::uint64_t>(purpose) + side) + part);
 }
 
 }  // namespace mfdmc

@@ -20,7 +20,9 @@ struct FeatureBags {
 class GibbsSampler {
  public:
   // `implicit`: the items that a user has rated are her features, and the users that have rated an item are its.
+  // `noise_degrees`: degrees of freedom of the weights' prior, the mean of which is 1; 0: all weights are 1.
   GibbsSampler(const RatingStore& store, float mean, std::int64_t rank, std::uint64_t seed, bool implicit,
+               double noise_degrees,
                const std::vector<FeatureBags>& user_bags, const std::vector<FeatureBags>& item_bags,
                const Kernels& kernels);
 
@@ -34,6 +36,9 @@ class GibbsSampler {
   // This draw of the users (side 0) or items (1): factors, then bias.
   void copy_rows(int side, float* out /* [n, rank + 1] */) const;
 
+  // The weights of the noise precision of the users' or items' ratings, [n].
+  const std::vector<float>& weights(int side) const { return sides_[side].weight; }
+
   std::int64_t rows(int side) const { return sides_[side].n; }
   std::int64_t rank() const { return shape_.rank; }
   double noise_precision() const { return shape_.noise_precision; }
@@ -42,7 +47,7 @@ class GibbsSampler {
   struct Block {
     FeatureBags bags;
     std::vector<float> scale;      // [n] 1 / sqrt(features of the entity)
-    std::vector<float> squares;    // [F]
+    std::vector<float> squares;    // [F] as in FeatureBlock
     std::vector<float> weights;    // [F, stride]
     std::vector<float> precision;  // [stride] of the weights
   };
@@ -51,7 +56,8 @@ class GibbsSampler {
     const std::int64_t* offsets;
     const std::int32_t* partners;
     const float* ratings;
-    std::vector<float> factors, bias, prior, precision, mean, residuals;
+    std::vector<float> factors, bias, prior, precision, mean, residuals, weight;
+    std::vector<double> squares;  // [n] see squared_errors
     std::vector<Block> blocks;
   };
 
@@ -59,14 +65,22 @@ class GibbsSampler {
   void draw_rows(int side, Team& team);
   // The prior of columns [column, column + lanes) of a side: means, precisions, feature weights.
   void draw_prior(int side, std::int64_t column);
-  void draw_noise_precision(Team& team);
+  void draw_noise(Team& team);
+  void sum_squares(int side, Team& team);
+  void draw_weights(int side, Team& team);
+  // What a column's precision is divided by where the ratings are in other units than their standard deviation.
+  double square_unit(std::int64_t column) const { return column < shape_.rank ? unit_ : unit_ * unit_; }
   GibbsSide view(const Side& side) const;
-  std::uint64_t key(std::uint64_t purpose) const;
+  // Names the random numbers of a purpose in this sweep; `part` tells apart the columns or blocks that share it.
+  enum class Purpose { start, rows, prior, features, noise, weights };
+  std::uint64_t key(Purpose purpose, int side, std::int64_t part = 0) const;
 
   const Kernels& kernels_;
   std::int64_t lanes_;
   GibbsShape shape_;
+  double unit_;  // standard deviation of the ratings
   std::uint64_t seed_, sweep_ = 0;
+  double noise_degrees_;
   std::vector<std::int64_t> item_offsets_;
   std::vector<std::int32_t> item_users_;
   std::vector<float> item_ratings_;

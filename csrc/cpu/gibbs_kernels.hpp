@@ -19,21 +19,23 @@ struct GibbsSide {
   const std::int64_t* offsets;  // [n + 1] ratings of a row
   const std::int32_t* partners; // [N] rows of the other side
   const float* ratings;         // [N]
+  const float* weight;          // [n] how exact a row's ratings are: see GibbsShape
   std::int64_t n;
 };
 
 struct GibbsShape {
   std::int64_t rank, stride;
   float mean;             // of the ratings: added to every prediction
-  float noise_precision;  // of a rating
+  float noise_precision;  // of a rating, times the weights of its user and its item
 };
 
-// One block of features of a side: entity e has a bag of features, each with the weight scale[e].
+// One block of features of a side: entity e has a bag of features, each with the weight scale[e]; those it has more than
+// once, as often.
 struct FeatureBlock {
   const std::int64_t* offsets;   // [F + 1] entities that have a feature
   const std::int32_t* entities;  // feature by feature
   const float* scale;            // [n]
-  const float* squares;          // [F] sum of scale^2 over the entities of a feature
+  const float* squares;          // [F] sum of (times e has f)^2 scale[e]^2 over the distinct entities of a feature
   float* weights;                // [F, stride]
   std::int64_t n_features;
 };
@@ -48,9 +50,9 @@ struct GibbsKernels {
   void (*sample_features)(const FeatureBlock&, const GibbsShape&, const float* precision /* [stride] of the rows */,
                           const float* weight_precision /* [stride] */, std::uint64_t key, std::int64_t column,
                           float* residuals);
-  // The sum of squared errors of the ratings of rows [first, last).
-  double (*squared_errors)(const GibbsSide& own, const GibbsSide& other, const GibbsShape&, std::int64_t first,
-                           std::int64_t last);
+  // Writes for rows [first, last) the sum of their ratings' squared errors, each times the weight of the partner.
+  void (*squared_errors)(const GibbsSide& own, const GibbsSide& other, const GibbsShape&, std::int64_t first,
+                         std::int64_t last, double* sums /* [n] */);
   // Adds predictions of n pairs, clipped to [low, high], to sums.
   void (*add_predictions)(const GibbsSide& user, const GibbsSide& item, const GibbsShape&,
                           const std::int32_t* users, const std::int32_t* items, std::int64_t n, float low, float high,

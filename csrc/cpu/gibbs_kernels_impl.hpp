@@ -38,7 +38,7 @@ inline void sin_cos_turns(Vec x, Vec& sine, Vec& cosine) {
 inline void normals(const std::uint64_t* random /* [kLanes] */, Vec& a, Vec& b) {
   alignas(64) float uniform[kLanes], turns[kLanes];
   for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-    // (0, 1) and [-1/2, 1/2)
+    // (0, 1) and [-1/2, 1/2]
     uniform[lane] = (static_cast<float>(static_cast<std::int32_t>(random[lane] >> 41)) + 0.5f) * 0x1p-23f;
     turns[lane] = static_cast<float>(static_cast<std::int32_t>(random[lane])) * 0x1p-32f;
   }
@@ -69,9 +69,9 @@ inline void add_gram(const float* gathered /* [n, stride] */, std::int64_t n, st
     }
 }
 
-// Each row's system has the matrix P = noise_precision X'X + diag(precision) and the right-hand side h =
-// noise_precision X't + precision * prior, where X holds the partners' rows with a 1 for the bias, and t what is left of
-// the ratings. With t as one more column of X, the Cholesky factorization of the bordered matrix, L L' = P, leaves y =
+// Each row's system has the matrix P = a X'X + diag(precision) and the right-hand side h = a X't + precision * prior, where
+// X holds the partners' rows with a 1 for the bias, t what is left of the ratings, both times the root of the partner's
+// weight, and a is noise_precision times the row's own weight. With t as one more column of X, the Cholesky factorization of the bordered matrix, L L' = P, leaves y =
 // L^-1 h in its last row, and L'^-1 (y + e) with standard normal e has the mean P^-1 h and the covariance P^-1.
 inline void sample_rows(const GibbsSide& own, const GibbsSide& other, const GibbsShape& shape, std::uint64_t key,
                         std::int64_t first, std::int64_t last, float* scratch) {
@@ -92,8 +92,9 @@ inline void sample_rows(const GibbsSide& own, const GibbsSide& other, const Gibb
         const std::int64_t partner = own.partners[begin + q];
         const float* const from = other.factors + partner * stride;
         float* const to = gathered + q * stride;
-        for (std::int64_t c = 0; c < stride; c += kLanes) store(to + c, load(from + c));
-        to[unknowns] = own.ratings[begin + q] - shape.mean - other.bias[partner];
+        const float root = __builtin_sqrtf(other.weight[partner]);
+        for (std::int64_t c = 0; c < stride; c += kLanes) store(to + c, splat(root) * load(from + c));
+        to[unknowns] = root * (own.ratings[begin + q] - shape.mean - other.bias[partner]);
       }
       add_gram(gathered, n, unknowns + 1, stride, gram);
     }
@@ -103,7 +104,9 @@ inline void sample_rows(const GibbsSide& own, const GibbsSide& other, const Gibb
       noise[k * kLanes + lane] = own.precision[k] * own.prior[row * stride + k];
   }
 
-  const Vec alpha = splat(shape.noise_precision);
+  alignas(64) float weight[kLanes];
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) weight[lane] = own.weight[first + least(lane, n_rows - 1)];
+  const Vec alpha = splat(shape.noise_precision) * load(weight);
   for (std::int64_t i = 0; i <= unknowns; ++i)
     for (std::int64_t j = 0; j <= i && j < unknowns; ++j) {
       Vec value = alpha * load(at(i, j));
@@ -112,7 +115,8 @@ inline void sample_rows(const GibbsSide& own, const GibbsSide& other, const Gibb
       store(at(i, j), value);
     }
   for (std::int64_t j = 0; j < unknowns; ++j) {
-    const Vec inverse_pivot = inverse_sqrt(load(at(j, j)));
+    // without rounding a pivot is never less than the prior's share
+    const Vec inverse_pivot = inverse_sqrt(maximum(load(at(j, j)), splat(own.precision[j])));
     store(at(j, j), inverse_pivot);
     for (std::int64_t i = j + 1; i <= unknowns; ++i) store(at(i, j), load(at(i, j)) * inverse_pivot);
     for (std::int64_t i = j + 1; i <= unknowns; ++i) {
@@ -159,7 +163,7 @@ inline void sample_features(const FeatureBlock& block, const GibbsShape& shape, 
     const Vec old = load(weights), known = row_precision * splat(block.squares[f]);
     const Vec variance = inverse(known + own_precision);
     std::uint64_t random[kLanes];
-    for (std::int64_t lane = 0; lane < kLanes; ++lane) random[lane] = random_at(key, f * stride + column + lane);
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) random[lane] = random_at(key, f * (shape.rank + 1) + column + lane);
     Vec noise, unused;
     normals(random, noise, unused);
     const Vec drawn = (row_precision * sum + known * old) * variance + noise * variance * inverse_sqrt(variance);
@@ -181,15 +185,17 @@ inline float predict(const GibbsSide& a, const GibbsSide& b, const GibbsShape& s
   return sum_lanes(sum) - 1.0f + shape.mean + a.bias[i] + b.bias[j];
 }
 
-inline double squared_errors(const GibbsSide& own, const GibbsSide& other, const GibbsShape& shape, std::int64_t first,
-                             std::int64_t last) {
-  double sum = 0;
-  for (std::int64_t i = first; i < last; ++i)
+inline void squared_errors(const GibbsSide& own, const GibbsSide& other, const GibbsShape& shape, std::int64_t first,
+                           std::int64_t last, double* sums) {
+  for (std::int64_t i = first; i < last; ++i) {
+    double sum = 0;
     for (std::int64_t q = own.offsets[i]; q < own.offsets[i + 1]; ++q) {
-      const double error = predict(own, other, shape, i, own.partners[q]) - own.ratings[q];
-      sum += error * error;
+      const std::int64_t partner = own.partners[q];
+      const double error = predict(own, other, shape, i, partner) - own.ratings[q];
+      sum += error * error * other.weight[partner];
     }
-  return sum;
+    sums[i] = sum;
+  }
 }
 
 inline void add_predictions(const GibbsSide& user, const GibbsSide& item, const GibbsShape& shape,

@@ -34,6 +34,10 @@ app = typer.Typer(
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON line on standard output")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes")]
 RatingsPath = Annotated[Path, typer.Argument(help="ratings: text, .gz, Parquet or Arrow", show_default=False)]
+UsersPath = Annotated[
+    Path | None, typer.Option(help="what is known of users: a table of ids and labels; for a Bayesian model or teacher")
+]
+ItemsPath = Annotated[Path | None, typer.Option(help="the same of items, such as genres")]
 ModelPath = Annotated[Path, typer.Argument(help="model file that `mfdmc train` wrote", show_default=False)]
 
 
@@ -72,6 +76,7 @@ def _root(
     "train",
     [
         "mfdmc train ratings.csv --test holdout:0.1 --out model.safetensors",
+        "mfdmc train ratings.csv --preset accurate --test holdout:0.1 --out model.safetensors",
         "mfdmc train u1.base --test u1.test --out model.safetensors --json",
         "mfdmc train ratings.parquet --test column:fold=1 --epochs 80 --out model.safetensors",
         "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
@@ -89,6 +94,8 @@ def train(
         typer.Option(help="test ratings: a file, holdout:FRACTION, last (by time, per user) or column:NAME=VALUE"),
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="file of ratings to watch each epoch")] = None,
+    users: UsersPath = None,
+    items: ItemsPath = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -100,7 +107,12 @@ def train(
     watched = None if validation is None else data.read(validation)
     output.note(f"{len(training):,} training ratings from {ratings}")
     model = estimator.fit(
-        training, validation=watched, rating_scale=data.rating_scale, callbacks=output.progress("training")
+        training,
+        validation=watched,
+        rating_scale=data.rating_scale,
+        user_features=users,
+        item_features=items,
+        callbacks=output.progress("training"),
     )
     model.save(out)
     result = None if testing is None else fold_result("test", model, testing)
@@ -146,7 +158,8 @@ def evaluate(
 @_command(
     "crossval",
     [
-        "mfdmc crossval ml-100k --folds official",
+        "mfdmc crossval ml-100k --folds official --preset accurate",
+        "mfdmc crossval ml-100k --folds official --preset accurate --users ml-100k/u.user --items ml-100k/u.item",
         "mfdmc crossval ratings.csv --folds 5 --seed 1 --json",
         "mfdmc crossval ratings.parquet --folds column:fold --model funkmf",
     ],
@@ -162,6 +175,8 @@ def crossval(
     folds: Annotated[
         str, typer.Option(help="a number; column:NAME, one fold per value; official: u1.base, u1.test … in a folder")
     ] = "5",
+    users: UsersPath = None,
+    items: ItemsPath = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -172,6 +187,8 @@ def crossval(
         estimator,
         data.folds(ratings, folds, settings.seed),
         rating_scale=data.rating_scale,
+        user_features=users,
+        item_features=items,
         callbacks_for=lambda fold: output.progress(f"fold {fold}"),
         on_fold=lambda fold: output.note(f"fold {fold.fold}: RMSE {fold.rmse:.4f} in {fold.seconds:.1f} s"),
     )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_
 import numpy.typing as npt
 import typer
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig
+from mfdmc_fast.config import PRESETS, BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, preset
 from mfdmc_fast.data import (
     Ratings,
     Split,
@@ -26,17 +26,18 @@ from mfdmc_fast.data import (
 )
 from mfdmc_fast.data import kfold as seeded_kfold
 from mfdmc_fast.errors import ConfigError, DataError
-from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator
+from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ModelName = Literal["mfdmc", "funkmf"]
-_MODELS: dict[str, tuple[type[TrainingConfig], type[RatingEstimator]]] = {
+ModelName = Literal["mfdmc", "funkmf", "bayesian"]
+_MODELS: dict[str, tuple[type[ModelConfig], type[RatingEstimator]]] = {
     "mfdmc": (MFDMCConfig, MFDMC),
     "funkmf": (FunkMFConfig, FunkMF),
+    "bayesian": (BayesianMFConfig, BayesianMF),
 }
 _DATA_OPTIONS: dict[str, tuple[Any, str]] = {
     "user_column": (Optional[str], "name or 0-based position of the column of user ids"),
@@ -66,6 +67,13 @@ def with_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "model": Annotated[
             ModelName | None, typer.Option(help="which model", show_default="mfdmc", rich_help_panel="Model")
         ],
+        "preset": Annotated[
+            str | None,
+            typer.Option(
+                help=f"named settings of mfdmc, which others here override: {', '.join(PRESETS)}",
+                rich_help_panel="Model",
+            ),
+        ],
         "config": Annotated[
             Path | None,
             typer.Option(help="TOML file of settings, names as below with _ for -", rich_help_panel="Model"),
@@ -77,7 +85,7 @@ def with_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             if field.name in parameters:
                 continue
             users = [name for name, (c, _) in _MODELS.items() if field.name in _names(c)]
-            panel = "Training" if len(users) == len(_MODELS) else f"Settings of {users[0]}"
+            panel = "Training" if len(users) > 1 else f"Settings of {users[0]}"
             defaults = {n: _default(c, field.name) for n, (c, _) in _MODELS.items() if n in users}
             shown = " ".join(f"{v} ({n})" for n, v in defaults.items()) if len(set(defaults.values())) > 1 else None
             helps = {
@@ -178,10 +186,14 @@ class ModelOptions:
         if self.model_name not in _MODELS:
             raise ConfigError(f"model = {self.model_name!r}: must be one of {', '.join(_MODELS)}")
         self._config_class, self._estimator_class = _MODELS[self.model_name]
+        named = merged.pop("preset", None)
+        if named is not None and self.model_name != "mfdmc":
+            raise ConfigError(f"--preset {named}: presets are settings of mfdmc, not of {self.model_name}")
         foreign = sorted(set(merged) - set(_names(self._config_class)))
         if foreign:
             raise ConfigError(f"{', '.join(foreign)}: not a setting of {self.model_name}")
-        self._settings = {name: _number_if_numeric(value) for name, value in merged.items()}
+        settings = {name: _number_if_numeric(value) for name, value in merged.items()}
+        self._settings = settings if named is None else {**preset(str(named)), **settings}
 
     @property
     def seed(self) -> int:
@@ -216,11 +228,11 @@ def _extended(
     return run
 
 
-def _names(config_class: type[TrainingConfig]) -> list[str]:
+def _names(config_class: type[ModelConfig]) -> list[str]:
     return [field.name for field in dataclasses.fields(config_class)]
 
 
-def _default(config_class: type[TrainingConfig], name: str) -> str:
+def _default(config_class: type[ModelConfig], name: str) -> str:
     value = getattr(config_class, name)
     return "unset" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 

@@ -109,11 +109,11 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def default_batch_size(n_ratings: int) -> int:
-    """The power of two nearest (in ratio) to n_ratings / 10, at least 1,024.
+def default_batch_size(n_ratings: int, n_batches: int = 10) -> int:
+    """The power of two nearest (in ratio) to n_ratings / n_batches, at least 1,024.
 
-    About 10 steps an epoch whatever the size of the data, which is what the default learning rates were chosen for.
-    More steps cost time in proportion, as every one of them changes almost every row.
+    So an epoch has about as many steps whatever the size of the data, which is what the default learning rates were
+    chosen for. More steps cost time in proportion, as every one of them changes almost every row.
     """
-    exponent = round(math.log2(max(n_ratings, 1) / 10))
+    exponent = round(math.log2(max(n_ratings, 1) / n_batches))
     return max(1024, 1 << max(exponent, 0))

@@ -92,6 +92,7 @@ class BayesianMF(RatingEstimator):
         burn_in: int = BayesianMFConfig.burn_in,
         n_draws: int = BayesianMFConfig.n_draws,
         implicit: bool = BayesianMFConfig.implicit,
+        noise_degrees: float = BayesianMFConfig.noise_degrees,
         validation_fraction: float = BayesianMFConfig.validation_fraction,
         seed: int = BayesianMFConfig.seed,
         backend: str = BayesianMFConfig.backend,
@@ -102,6 +103,7 @@ class BayesianMF(RatingEstimator):
         self.burn_in = burn_in
         self.n_draws = n_draws
         self.implicit = implicit
+        self.noise_degrees = noise_degrees
         self.validation_fraction = validation_fraction
         self.seed = seed
         self.backend = backend
@@ -131,8 +133,7 @@ class BayesianMF(RatingEstimator):
         user_idx, item_idx = self._rows(X, items)
         deviations = np.full(len(known), np.nan, dtype=np.float32)
         rows = (torch.from_numpy(idx[known]).to(model.device, torch.int64) for idx in (user_idx, item_idx))
-        _, of_mean = model.posterior_scores(*rows)
-        deviations[known] = (of_mean.square() + model.noise_std.square()).sqrt().cpu().numpy()
+        deviations[known] = model.predictive_std(*rows).cpu().numpy()
         return deviations
 
     def _train(

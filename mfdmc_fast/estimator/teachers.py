@@ -30,6 +30,15 @@ def teacher_name(teacher: Any) -> str | None:
     return teacher if teacher is None or (isinstance(teacher, str) and teacher == BAYESIAN) else CUSTOM
 
 
+def learns_afresh(teacher: Any) -> bool:
+    """Whether a teacher knows nothing but the ratings that it is fitted on together with its student."""
+    teachers = teacher if isinstance(teacher, list) else [teacher]
+    return all(
+        t is None or (isinstance(t, str) and t == BAYESIAN) or (isinstance(t, RatingEstimator) and not t.is_fitted)
+        for t in teachers
+    )
+
+
 def lessons(
     teacher: Any,
     config: MFDMCConfig,

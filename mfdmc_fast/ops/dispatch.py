@@ -16,7 +16,7 @@ import torch
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable, ConfigError
-from mfdmc_fast.ops import autograd, native, reference
+from mfdmc_fast.ops import autograd, native, reference, reference_gibbs
 
 logger = logging.getLogger("mfdmc_fast")
 
@@ -28,7 +28,8 @@ class Backend:
     Attributes:
         name: what users write.
         devices: torch device types it serves; None for all.
-        ops: name of the op → launcher with the signature of the function of that name in `ops.reference`.
+        ops: name of the op → launcher with the signature of the function of that name in `ops.reference`, or of
+            the class in `ops.reference_gibbs`.
         dtypes: name of the op → dtypes it serves; every floating dtype where it is not named.
         max_columns: name of the op → the most clusters of a side, or numbers of an embedding, that it takes.
         why_unavailable: None where the backend can run on this machine, else a sentence that says how to get it.
@@ -90,6 +91,7 @@ BACKENDS = {
                 "cluster_usage": reference.cluster_usage,
                 "embed": reference.embed,
                 "funkmf_loss": reference.funkmf_loss,
+                "gibbs_sampler": reference_gibbs.GibbsSampler,
                 "posterior_scores": reference.posterior_scores,
                 "score_pairs": reference.score_pairs,
                 "top_items": reference.top_items,

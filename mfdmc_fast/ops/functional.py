@@ -313,6 +313,7 @@ def gibbs_sampler(
     rank: int,
     seed: int,
     implicit: bool = False,
+    noise_degrees: float = 0.0,
     user_bags: Sequence[FeatureBags] = (),
     item_bags: Sequence[FeatureBags] = (),
     backend: str = "auto",
@@ -321,19 +322,37 @@ def gibbs_sampler(
 
     Args:
         user_offsets: [n_users + 1]; user u has the ratings user_offsets[u] : user_offsets[u + 1].
-        items: [N] rows of items.
+        items: [N] rows of items; N is at least 1, and a pair may be there more than once.
         ratings: [N] rating points.
         n_items: rows of the item side.
         mean: of the ratings.
-        rank: factors of an entity, at most `native.MAX_RANK`.
-        seed: draws are bit-identical for the same seed and backend, whatever the number of threads.
+        rank: factors of an entity, 1 or more; the `cpu` backend takes at most `native.MAX_RANK`.
+        seed: 0 to 2^64 - 1. The same seed gives the same draws: on the `cpu` backend the same bits for any number of
+            threads, and on other instruction sets and backends the same numbers but for rounding, which grows sweep by
+            sweep.
         implicit: users have the items that they rated as features, items the users.
+        noise_degrees: the noise precision of a rating is multiplied by a weight of its user and one of its item, whose
+            prior is Gamma with this many degrees of freedom, 2 or more, and the mean 1; 0: all weights are 1.
         user_bags, item_bags: further blocks of features.
         backend: a backend's name or `auto`.
 
+    Returns:
+        The sampler, before its first draw. The `cpu` backend shares the memory of the arrays and needs them contiguous.
+
     Raises:
-        ValueError: shapes, ranks or offsets do not fit. IndexError: a row lies outside its table.
+        ValueError: shapes, ranks or offsets do not fit. TypeError: a dtype or layout does not. IndexError: a row lies
+            outside its table.
     """
+    _check_groups("items", user_offsets, items, n_items)
+    for name, bags, n in (("user_bags", user_bags, len(user_offsets) - 1), ("item_bags", item_bags, n_items)):
+        for b, bag in enumerate(bags):
+            _check_groups(f"{name}[{b}]", *bag, n)
+    if ratings.dtype != np.float32:
+        raise TypeError(f"ratings must be float32, not {ratings.dtype}")
+    if ratings.shape != items.shape or not len(ratings):
+        raise ValueError(f"ratings must be one or more, as many as items ({len(items)}), got {list(ratings.shape)}")
+    if rank < 1:
+        raise ValueError(f"rank must be 1 or more, not {rank}")
     chosen = dispatch.choose("gibbs_sampler", torch.device("cpu"), torch.float32, backend)
     return cast(
         GibbsSampler,
@@ -346,6 +365,7 @@ def gibbs_sampler(
             rank=rank,
             seed=seed,
             implicit=implicit,
+            noise_degrees=noise_degrees,
             user_bags=user_bags,
             item_bags=item_bags,
         ),
@@ -460,6 +480,18 @@ def _check_ratings(ratings: Tensor, user_idx: Tensor, parameter: Tensor) -> None
             f"ratings must be [{len(user_idx)}] {parameter.dtype} on {parameter.device},"
             f" got {list(ratings.shape)} {ratings.dtype} on {ratings.device}"
         )
+
+
+def _check_groups(name: str, offsets: npt.NDArray[np.int64], members: npt.NDArray[np.int32], n: int) -> None:
+    """Raise unless `members` are int32 rows in [0, n) and group g of them is members[offsets[g] : offsets[g + 1]]."""
+    for array, dtype in ((offsets, np.int64), (members, np.int32)):
+        if array.ndim != 1 or array.dtype != dtype:
+            raise TypeError(f"{name}: expected a vector of {dtype.__name__}, got {list(array.shape)} {array.dtype}")
+    if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != len(members) or (offsets[1:] < offsets[:-1]).any():
+        raise ValueError(f"{name}: offsets must ascend from 0 to the number of members, {len(members)}")
+    outside = np.flatnonzero((members < 0) | (members >= n))
+    if len(outside):
+        raise IndexError(f"{name}[{outside[0]}] is {members[outside[0]]}, outside [0, {n})")
 
 
 def check_rows(name: str, rows: Tensor, n: int) -> None:

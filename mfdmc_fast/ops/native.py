@@ -362,6 +362,7 @@ class GibbsSampler:
         rank: int,
         seed: int,
         implicit: bool,
+        noise_degrees: float,
         user_bags: Sequence[FeatureBags],
         item_bags: Sequence[FeatureBags],
     ) -> None:
@@ -376,6 +377,7 @@ class GibbsSampler:
             rank=rank,
             seed=seed,
             implicit=implicit,
+            noise_degrees=noise_degrees,
             user_bags=[tuple(bags) for bags in user_bags],
             item_bags=[tuple(bags) for bags in item_bags],
             n_threads=torch.get_num_threads(),
@@ -395,6 +397,12 @@ class GibbsSampler:
         """[n, rank + 1] factors and bias of the users (0) or items (1), as drawn last."""
         out = np.empty(self._shapes[side], dtype=np.float32)
         self._sampler.copy_rows(side, out)
+        return out
+
+    def noise_weights(self, side: int) -> npt.NDArray[np.float32]:
+        """[n] weights of the noise precision of the users' (0) or items' (1) ratings, as drawn last."""
+        out = np.empty(self._shapes[side][0], dtype=np.float32)
+        self._sampler.copy_weights(side, out)
         return out
 
     def watch(

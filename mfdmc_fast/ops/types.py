@@ -78,13 +78,16 @@ class GibbsSampler(Protocol):
 
     @property
     def noise_precision(self) -> float:
-        """1 / variance of a rating around its prediction, as drawn last."""
+        """1 / variance of a rating around its prediction where both weights are 1, as drawn last."""
 
     def sweep(self) -> None:
         """Draw everything once."""
 
     def rows(self, side: int) -> npt.NDArray[np.float32]:
         """[n, rank + 1] factors and bias of the users (0) or items (1), as drawn last."""
+
+    def noise_weights(self, side: int) -> npt.NDArray[np.float32]:
+        """[n] weights of the noise precision of the users' (0) or items' (1) ratings, as drawn last."""
 
     def watch(
         self,

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,16 @@ from mfdmc_fast.testing import Case, make_case
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 NOT_BUILT = "the C++ module was not built; reinstall with MFDMC_NATIVE=on"
-OPS = ["batch_loss", "cluster_usage", "embed", "funkmf_loss", "score_pairs", "top_items"]
+OPS = [
+    "batch_loss",
+    "cluster_usage",
+    "embed",
+    "funkmf_loss",
+    "gibbs_sampler",
+    "posterior_scores",
+    "score_pairs",
+    "top_items",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +167,7 @@ def _calls(case: Case) -> dict[str, Any]:
     z = torch.ones(2, 3)
     everyone = torch.ones(len(case.user.assignment_logits), dtype=torch.bool)
     factors = case.user.centers[:, :2]
+    one = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.float32)
     return {
         "batch_loss": lambda: functional.batch_loss(*case, backend="reference"),
         "cluster_usage": lambda: functional.cluster_usage(case.user, everyone, backend="reference"),
@@ -168,6 +179,12 @@ def _calls(case: Case) -> dict[str, Any]:
             *(case.user_idx[:0],) * 2,
             case.ratings[:0],
             backend="reference",
+        ),
+        "gibbs_sampler": lambda: functional.gibbs_sampler(
+            np.array([0, 1]), *one, n_items=1, mean=1.0, rank=1, seed=0, backend="reference"
+        ),
+        "posterior_scores": lambda: functional.posterior_scores(
+            z[None], z[None], 0.0, *(case.user_idx[:0],) * 2, scale=(0.0, 1.0), backend="reference"
         ),
         "score_pairs": lambda: functional.score_pairs(*case[:5], backend="reference"),
         "top_items": lambda: functional.top_items(z, z, None, 1, backend="reference"),
