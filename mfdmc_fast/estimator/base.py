@@ -57,7 +57,6 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     _config_class: ClassVar[type[ModelConfig]]
     _model_class: ClassVar[type[Any]]
-    _takes_features: ClassVar[bool] = False
     # every estimator by the name of its class, which model files hold
     _kinds: ClassVar[dict[str, type[RatingEstimator]]] = {}
 
@@ -98,9 +97,8 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             finite.
         """
         config = self._config()
+        self._check_features(user_features, item_features)
         given = {"user": user_features, "item": item_features}
-        if not self._takes_features and any(source is not None for source in given.values()):
-            raise ConfigError(f"{self._named()} does not use user_features or item_features; leave them out")
         sources = {side: read_features(source) for side, source in given.items() if source is not None}
         ratings = _as_ratings(X, y, rating_scale)
         watched = None if validation is None else _as_ratings(validation, None, rating_scale)
@@ -263,6 +261,14 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ModelFileError(f"{path}: holds a model of kind {type(model).__name__}, not {cls.__name__}")
         return model
 
+    def _check_features(self, *sources: Any) -> None:
+        """ConfigError where features are given and would be of no use."""
+        if not self.takes_features and any(source is not None for source in sources):
+            raise ConfigError(
+                f"{self._named()} does not use user_features or item_features; leave them out, or use BayesianMF or"
+                " MFDMC(teacher='bayesian')"
+            )
+
     def _config(self) -> Any:
         return config_from_dict(self._config_class, self.get_params(deep=False))
 
@@ -315,6 +321,11 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         state = self._state()
         user_ids, item_ids = _id_columns(X) if items is None else _paired(X, items)
         return state.users.encode(user_ids), state.items.encode(item_ids)
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether `fit` uses `user_features` and `item_features`; where not, it refuses them."""
+        return False
 
     @property
     def is_fitted(self) -> bool:

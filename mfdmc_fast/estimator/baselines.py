@@ -82,7 +82,6 @@ class BayesianMF(RatingEstimator):
 
     _config_class = BayesianMFConfig
     _model_class = BayesianMFModel
-    _takes_features = True
 
     def __init__(
         self,
@@ -108,6 +107,11 @@ class BayesianMF(RatingEstimator):
         self.seed = seed
         self.backend = backend
         self.device = device
+
+    @property
+    def takes_features(self) -> bool:
+        """It does."""
+        return True
 
     def predict(self, X: Any, items: Any = None, *, return_known: bool = False, return_std: bool = False) -> Any:  # noqa: N803
         """As in `RatingEstimator.predict`; with `return_std`, also how far a rating may lie from its prediction.

@@ -16,7 +16,7 @@ from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, pre
 from mfdmc_fast.data import RatingsDataset, Vocabulary
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
-from mfdmc_fast.estimator.teachers import lessons, teacher_name
+from mfdmc_fast.estimator.teachers import lessons, teacher_name, uses_features
 from mfdmc_fast.model import MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
 from mfdmc_fast.training import Callback, TrainingHistory
@@ -57,7 +57,6 @@ class MFDMC(RatingEstimator):
 
     _config_class = MFDMCConfig
     _model_class = MFDMCModel
-    _takes_features = True
 
     def __init__(
         self,
@@ -183,6 +182,14 @@ class MFDMC(RatingEstimator):
             views.append(chosen)
         return views
 
+    @property
+    def takes_features(self) -> bool:
+        """Through a teacher that is fitted together with it and takes them."""
+        return uses_features(self.teacher)
+
+    def _named(self) -> str:
+        return f"MFDMC {'without a teacher' if self.teacher is None else 'with this teacher'}"
+
     def _config(self) -> Any:
         return config_from_dict(MFDMCConfig, {**self.get_params(deep=False), "teacher": teacher_name(self.teacher)})
 
@@ -196,8 +203,6 @@ class MFDMC(RatingEstimator):
         features: SideFeatures,
     ) -> TrainingHistory:
         if self.teacher is None:
-            if features != SideFeatures():
-                raise ConfigError("without a teacher MFDMC does not use features; set teacher='bayesian'")
             return super()._train(model, train, validation, callbacks, scale, features)
         start = time.perf_counter()
 

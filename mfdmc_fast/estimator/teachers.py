@@ -39,6 +39,16 @@ def learns_afresh(teacher: Any) -> bool:
     )
 
 
+def uses_features(teacher: Any) -> bool:
+    """Whether some teacher is fitted together with its student on features as well."""
+    teachers = teacher if isinstance(teacher, list) else [teacher]
+    return any(
+        (isinstance(t, str) and t == BAYESIAN)
+        or (isinstance(t, RatingEstimator) and not t.is_fitted and t.takes_features)
+        for t in teachers
+    )
+
+
 def lessons(
     teacher: Any,
     config: MFDMCConfig,
