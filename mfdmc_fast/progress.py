@@ -1,16 +1,19 @@
-"""A progress bar for training, on standard error."""
+"""Progress bars of training and of tuning, on standard error."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from typing_extensions import Self
 
-from mfdmc_fast.model import Predictor
+from mfdmc_fast.model import BayesianMFModel, Predictor
 from mfdmc_fast.training import Callback, EpochRecord
 
 
 class ProgressBar(Callback):
-    """Epochs done, time left, loss, validation RMSE and active clusters, while training runs.
+    """Epochs or sweeps done, time left, loss, validation RMSE and active clusters, while training runs.
+
+    The sweeps of a teacher, or of several one after the other, have bars of their own before.
 
     Args:
         console: where to draw; default: standard error.
@@ -23,15 +26,16 @@ class ProgressBar(Callback):
         self._progress: Progress | None = None
 
     def on_teacher_sweep(self, sweep: int, sweeps: int) -> None:
-        if self._progress is None:
-            self._start("teacher's sweep", sweeps)
+        if sweep == 1:  # there may be several teachers
+            self.close()
+            self._start("teacher sweep", sweeps)
         if self._progress is not None:
             self._progress.update(self._task, completed=sweep, epoch=f"{sweep}/{sweeps}")
 
     def on_train_start(self, model: Predictor, n_batches: int, epochs: int) -> None:
         self.close()  # of the teacher
         self._n_batches, self._epochs = n_batches, epochs
-        self._start("epoch", epochs, n_batches)
+        self._start("sweep" if isinstance(model, BayesianMFModel) else "epoch", epochs, n_batches)
 
     def _start(self, what: str, rounds: int, steps: int = 1) -> None:
         self._progress = Progress(
@@ -63,6 +67,48 @@ class ProgressBar(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class TrialsBar:
+    """Trials of a search done, time left and the best validation RMSE so far; a context manager.
+
+    Args:
+        trials: how many there will be.
+        console: where to draw; default: standard error.
+    """
+
+    def __init__(self, trials: int, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._trials, self._done = trials, 0
+        self._progress = Progress(
+            TextColumn("tuning"),
+            BarColumn(bar_width=24),
+            TextColumn("trial {task.fields[trial]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=trials, trial=f"0/{trials}", status="")
+        self._best: float | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def update(self, rmse: float | None) -> None:
+        """One more trial is done, with this RMSE; None where it diverged."""
+        self._done += 1
+        if rmse is not None and (self._best is None or rmse < self._best):
+            self._best = rmse
+        status = "" if self._best is None else f"best RMSE {self._best:.4f}"
+        self._progress.update(self._task, completed=self._done, trial=f"{self._done}/{self._trials}", status=status)
 
 
 def describe(record: EpochRecord) -> str:

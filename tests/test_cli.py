@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import os
 import pickle
 import re
@@ -24,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from typer.testing import CliRunner
+from cli_tools import ENVIRONMENT, Ran, mfdmc, python_m, table, write_csv
 
 import mfdmc_fast
 from mfdmc_fast.cli import commands, output
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, with_rates
+from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, with_rates
 from mfdmc_fast.data import (
     Ratings,
     Split,
@@ -45,74 +42,11 @@ from mfdmc_fast.evaluate import cross_validate
 from mfdmc_fast.ops import dispatch
 
 SMALL = ["--epochs", "2", "--n-views", "2", "--n-clusters", "3"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb", "NO_COLOR": "1", "COLUMNS": "200"}
-
-
-@dataclasses.dataclass
-class Ran:
-    """What a command left: exit status, standard output, standard error."""
-
-    status: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        """The values of the only line on standard output."""
-        assert self.status == 0, self.err
-        assert self.out.endswith("\n")
-        assert self.out.count("\n") == 1
-        values: dict[str, Any] = json.loads(self.out, parse_constant=pytest.fail)
-        return values
-
-    def refused(self, status: int, *words: str) -> None:
-        """It ended with this status, nothing on standard output, and all these words on standard error."""
-        assert (self.status, self.out) == (status, ""), self.err
-        for word in words:
-            assert word in self.err
-
-
-def mfdmc(*arguments: object) -> Ran:
-    """Run a command in this process."""
-    result = CliRunner().invoke(
-        commands.app, list(map(str, arguments)), env={"TERMINAL_WIDTH": "200", "COLUMNS": "200", "NO_COLOR": "1"}
-    )
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return Ran(result.exit_code, result.stdout, result.stderr)
-
-
-def python_m(*arguments: object, cwd: Path | None = None) -> Ran:
-    """Run a command as a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "mfdmc_fast", *map(str, arguments)],
-        env=ENVIRONMENT,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return Ran(run.returncode, run.stdout, run.stderr)
-
-
-def write_csv(path: Path, ratings: Ratings) -> Path:
-    """Ratings as text with a header, with timestamps and further columns where there are any."""
-    columns = {"user_id": ratings.users, "item_id": ratings.items, "rating": ratings.ratings}
-    if ratings.timestamps is not None:
-        columns["timestamp"] = ratings.timestamps
-    columns |= ratings.columns
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
-    return path
-
-
-def table(text: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ratings.csv and ratings.parquet, u1 and u2 .base and .test, model (MFDMC) and funkmf; not to be changed."""
+    """ratings.csv, .parquet, u1, u2 .base, .test, u.user, u.item, model (MFDMC) and funkmf; not to be changed."""
     folder = tmp_path_factory.mktemp("cli")
     planted = make_planted_ratings(40, 30, 400, seed=2)
     ratings = Ratings(
@@ -132,6 +66,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             columns = (part.users, part.items, part.ratings.astype(int), part.timestamps)
             rows = ["\t".join(map(str, row)) for row in zip(*columns, strict=True)]
             (folder / f"u{number}.{name}").write_text("\n".join(rows) + "\n")
+    users = [f"{k}|{20 + k % 3}|{'FM'[k % 2]}|{['writer', 'doctor'][k % 3 == 0]}|{k:05}" for k in range(1, 41)]
+    (folder / "u.user").write_text("\n".join(users) + "\n")
+    items = [f"{k}|Title {k}|01-Jan-{1990 + k % 4}|{k % 2}|{k % 3 // 2}" for k in range(1, 31)]
+    (folder / "u.item").write_text("\n".join(items) + "\n")
     mfdmc("train", folder / "ratings.csv", "--out", folder / "model", *SMALL, "--json").json()
     mfdmc(
         "train", folder / "ratings.csv", "--out", folder / "funkmf", "--model", "funkmf", "--epochs", 2, "--json"
@@ -220,7 +158,7 @@ class TestTrain:
         values = mfdmc("train", folder / "u1.base", *arguments, "--keep", "best", "--patience", 1).json()
         assert values["epochs"] in (1, 2)
 
-    @pytest.mark.parametrize("model", ["mfdmc", "funkmf"])
+    @pytest.mark.parametrize("model", ["mfdmc", "funkmf", "bayesian"])
     def test_every_setting_arrives(self, folder: Path, tmp_path: Path, model: str) -> None:
         """Each option, given a value that is not its default, is that value in the model file."""
         given: dict[str, Any] = {
@@ -259,8 +197,14 @@ class TestTrain:
             "min_clusters": 1,
             "n_factors": 6,
             "factor_scale": 0.3,
+            "rank": 3,
+            "sweeps": 12,
+            "burn_in": 4,
+            "n_draws": 5,
+            "implicit": False,
+            "noise_degrees": 7.0,
         }
-        config = MFDMCConfig() if model == "mfdmc" else FunkMFConfig()
+        config = {"mfdmc": MFDMCConfig(), "funkmf": FunkMFConfig(), "bayesian": BayesianMFConfig()}[model]
         names = [field.name for field in dataclasses.fields(config)]
         options = ["--model", model]
         for name in names:
@@ -846,12 +790,17 @@ class TestDoctorAndHelp:
 
     def test_every_setting_is_an_option_with_its_default(self) -> None:
         text = re.sub(r"[│\s]+", " ", mfdmc("train", "--help").out)
-        for config in (MFDMCConfig(), FunkMFConfig()):
+        for config in (MFDMCConfig(), FunkMFConfig(), BayesianMFConfig()):
             for field in dataclasses.fields(config):
                 assert "--" + field.name.replace("_", "-") in text
                 assert field.metadata["help"].split(";")[0] in text
         assert f"{MFDMCConfig.epochs} (mfdmc) {FunkMFConfig.epochs} (funkmf)" in text
         assert f"[default: ({MFDMCConfig.weight_entropy})]" in text
+        panels = re.findall(r"Settings of ([a-z ]+?) ─", text)
+        assert panels == ["every model", "mfdmc and funkmf", "mfdmc", "funkmf", "bayesian"]
+        # each option stands under the models that have it
+        assert text.index("Settings of mfdmc and funkmf") < text.index("--epochs") < text.index("Settings of mfdmc ─")
+        assert text.index("Settings of bayesian") < text.index("--sweeps")
 
     def test_the_examples_run(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("ratings.csv", "ratings.parquet", "u1.base", "u1.test"):
@@ -865,8 +814,8 @@ class TestDoctorAndHelp:
         for command in commands.app.registered_commands:
             for example in re.findall(r"^ *(mfdmc .*)$", str(command.epilog), re.MULTILINE):
                 words = shlex.split(example.partition("|")[0])[1:]
-                fewer = ["--epochs", 2] if command.name in ("train", "crossval") else []
-                result = mfdmc(*words, *fewer)
+                fewer = ["--sweeps", 9, "--burn-in", 3] if "bayesian" in words else ["--epochs", 2]
+                result = mfdmc(*words, *(fewer if command.name in ("train", "crossval", "tune") else []))
                 assert (result.status, example) == (0, example), result.err
                 ran += 1
         assert ran >= 15

@@ -11,13 +11,25 @@ import numpy as np
 import typer
 
 import mfdmc_fast
+from mfdmc_fast.cli import validating
 from mfdmc_fast.cli.options import DataOptions, ModelOptions, with_data_options, with_model_options
 from mfdmc_fast.cli.output import Output, errors_to_exit_codes
+from mfdmc_fast.cli.shared import (
+    ItemsPath,
+    JsonFlag,
+    ModelPath,
+    QuietFlag,
+    RatingsPath,
+    UsersPath,
+    features_of,
+    fold_row,
+    show_values,
+)
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import holdout, make_planted_ratings
 from mfdmc_fast.errors import ConfigError
-from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator, load_model
-from mfdmc_fast.evaluate import FoldResult, cross_validate, fold_result
+from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator, load_model
+from mfdmc_fast.evaluate import FoldResult, fold_result
 from mfdmc_fast.files import check_writable, replacing
 
 app = typer.Typer(
@@ -30,15 +42,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON line on standard output")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes")]
-RatingsPath = Annotated[Path, typer.Argument(help="ratings: text, .gz, Parquet or Arrow", show_default=False)]
-UsersPath = Annotated[
-    Path | None, typer.Option(help="what is known of users: a table of ids and labels; for a Bayesian model or teacher")
-]
-ItemsPath = Annotated[Path | None, typer.Option(help="the same of items, such as genres")]
-ModelPath = Annotated[Path, typer.Argument(help="model file that `mfdmc train` wrote", show_default=False)]
 
 
 def main() -> None:
@@ -78,6 +81,7 @@ def _root(
         "mfdmc train ratings.csv --test holdout:0.1 --out model.safetensors",
         "mfdmc train ratings.csv --preset accurate --test holdout:0.1 --out model.safetensors",
         "mfdmc train u1.base --test u1.test --out model.safetensors --json",
+        "mfdmc train ratings.csv --model bayesian --out bayesian.safetensors",
         "mfdmc train ratings.parquet --test column:fold=1 --epochs 80 --out model.safetensors",
         "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
     ],
@@ -110,8 +114,7 @@ def train(
         training,
         validation=watched,
         rating_scale=data.rating_scale,
-        user_features=users,
-        item_features=items,
+        **features_of(output, users, items),
         callbacks=output.progress("training"),
     )
     model.save(out)
@@ -141,7 +144,7 @@ def train(
         "stop_reason": history.stop_reason,
         "seed": settings.seed,
     }
-    output.result(values, lambda: _show_values(output, f"{out} written", values))
+    output.result(values, lambda: show_values(output, f"{out} written", values))
 
 
 @_command("evaluate", ["mfdmc evaluate model.safetensors u1.test", "mfdmc evaluate model.safetensors u1.test --json"])
@@ -152,56 +155,26 @@ def evaluate(
     """RMSE and MAE of a model on a ratings file."""
     output = Output(as_json=as_json, quiet=quiet)
     values = load_model(model, device="cpu").evaluate(data.read(ratings))
-    output.result(values, lambda: _show_values(output, f"{model} on {ratings}", values))
+    output.result(values, lambda: show_values(output, f"{model} on {ratings}", values))
 
 
-@_command(
+_command(
     "crossval",
     [
         "mfdmc crossval ml-100k --folds official --preset accurate",
         "mfdmc crossval ml-100k --folds official --preset accurate --users ml-100k/u.user --items ml-100k/u.item",
         "mfdmc crossval ratings.csv --folds 5 --seed 1 --json",
-        "mfdmc crossval ratings.parquet --folds column:fold --model funkmf",
+        "mfdmc crossval ratings.parquet --folds column:fold --model bayesian --baseline funkmf",
     ],
-)
-@with_model_options
-@with_data_options
-def crossval(
-    ratings: Annotated[
-        Path, typer.Argument(help="ratings file, or the folder of the official folds", show_default=False)
+)(validating.crossval)
+_command(
+    "tune",
+    [
+        "mfdmc tune ratings.csv --trials 5 --out settings.toml",
+        "mfdmc tune ratings.csv --preset balanced --trials 3 --test holdout:0.1 --out settings.toml",
+        "mfdmc tune u1.base --model funkmf --trials 5 --test u1.test --json",
     ],
-    settings: ModelOptions,
-    data: DataOptions,
-    folds: Annotated[
-        str, typer.Option(help="a number; column:NAME, one fold per value; official: u1.base, u1.test … in a folder")
-    ] = "5",
-    users: UsersPath = None,
-    items: ItemsPath = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-) -> None:
-    """Cross-validate: train on all folds but one, evaluate on that one, for each fold. Reports the last epoch."""
-    output = Output(as_json=as_json, quiet=quiet)
-    estimator = settings.estimator()
-    result = cross_validate(
-        estimator,
-        data.folds(ratings, folds, settings.seed),
-        rating_scale=data.rating_scale,
-        user_features=users,
-        item_features=items,
-        callbacks_for=lambda fold: output.progress(f"fold {fold}"),
-        on_fold=lambda fold: output.note(f"fold {fold.fold}: RMSE {fold.rmse:.4f} in {fold.seconds:.1f} s"),
-    )
-
-    def show() -> None:
-        output.table(
-            f"{settings.model_name}, {len(result.folds)} folds: RMSE {result.mean_rmse:.4f} ± {result.std_rmse:.4f},"
-            f" MAE {result.mean_mae:.4f}, {result.seconds:.0f} s",
-            ["fold", "RMSE", "MAE", "epochs", "seconds", "clusters left", "pruned"],
-            [_fold_row(fold) for fold in result.folds],
-        )
-
-    output.result({"model": settings.model_name, **result.to_dict()}, show)
+)(validating.tune)
 
 
 @_command(
@@ -209,6 +182,7 @@ def crossval(
     [
         "mfdmc predict model.safetensors pairs.csv --out predictions.csv",
         "mfdmc predict model.safetensors u1.test | head",
+        "mfdmc predict bayesian.safetensors pairs.csv --std",
     ],
 )
 @with_data_options
@@ -216,29 +190,44 @@ def predict(
     model: ModelPath,
     pairs: Annotated[Path, typer.Argument(help="file with a user and an item column", show_default=False)],
     data: DataOptions,
+    std: Annotated[
+        bool, typer.Option("--std", help="also how far ratings may lie from predictions; of bayesian models")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="CSV file to write; unset: standard output")] = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Predict ratings of (user, item) pairs as CSV: user, item, prediction, known (both were in training)."""
+    """Predict ratings of (user, item) pairs as CSV: user, item, prediction, known (both were in training).
+
+    With --std there is a column of predictive standard deviations, empty where an id was not in training.
+    """
     output = Output(as_json=as_json, quiet=quiet)
     if as_json and out is None:
         raise ConfigError("--json prints a summary on standard output; say with --out where the predictions go")
     if out is not None:
         check_writable(out)
     fitted = load_model(model, device="cpu")
+    if std and not isinstance(fitted, BayesianMF):
+        raise ConfigError(
+            f"--std: {model} is of kind {type(fitted).__name__}, which has no standard deviations; train with"
+            " --model bayesian"
+        )
     users, items = data.read_pairs(pairs)
-    predictions, known = fitted.predict(users, items, return_known=True)
-    lines = _csv_lines(
-        ["user", "item", "prediction", "known"], [users, items, [f"{p:.6g}" for p in predictions], known.astype(int)]
+    predictions, *deviations, known = fitted.predict(
+        users, items, return_known=True, **({"return_std": True} if std else {})
     )
+    columns = {"user": users, "item": items, "prediction": [f"{p:.6g}" for p in predictions]}
+    if std:
+        columns["std"] = [f"{x:.6g}" if np.isfinite(x) else "" for x in deviations[0]]
+    columns["known"] = known.astype(int)
+    lines = _csv_lines(list(columns), list(columns.values()))
     if out is None:
         typer.echo(lines, nl=False)
         return
     with replacing(out) as temporary:
         temporary.write_text(lines, encoding="utf-8")
     values = {"out": str(out), "pairs": len(predictions), "unknown": int((~known).sum())}
-    output.result(values, lambda: _show_values(output, f"{out} written", values))
+    output.result(values, lambda: show_values(output, f"{out} written", values))
 
 
 @_command(
@@ -283,7 +272,7 @@ def recommend(
         with replacing(out) as temporary:
             temporary.write_text(_csv_lines(columns, list(zip(*rows, strict=True)) or [[]] * 5), encoding="utf-8")
         values: dict[str, Any] = {"out": str(out), "users": len(users), "recommendations": len(rows)}
-        output.result(values, lambda: _show_values(output, f"{out} written", values))
+        output.result(values, lambda: show_values(output, f"{out} written", values))
         return
     listed = [
         {
@@ -361,23 +350,11 @@ def doctor(as_json: JsonFlag = False) -> None:
     output.result(report, show)
 
 
-def _show_values(output: Output, title: str, values: dict[str, Any]) -> None:
-    shown = [[name, value if value is not None else "-"] for name, value in values.items()]
-    output.table(title, ["", "value"], shown)
-
-
-def _fold_row(fold: FoldResult) -> list[Any]:
-    clusters = (
-        f"{sum(fold.clusters_user)} + {sum(fold.clusters_item)}" if fold.clusters_user and fold.clusters_item else "-"
-    )
-    return [fold.fold, fold.rmse, fold.mae, fold.epochs, f"{fold.seconds:.1f}", clusters, fold.pruned]
-
-
 def _show_demo(output: Output, results: list[FoldResult], mfdmc: RatingEstimator, out: Path | None) -> None:
     output.table(
         "test ratings of planted data",
         ["model", "RMSE", "MAE", "epochs", "seconds", "clusters left", "pruned"],
-        [_fold_row(result) for result in results],
+        [fold_row(result) for result in results],
     )
     for side in ("user", "item"):
         counts = getattr(results[1], f"clusters_{side}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ def with_model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             if field.name in parameters:
                 continue
             users = [name for name, (c, _) in _MODELS.items() if field.name in _names(c)]
-            panel = "Training" if len(users) > 1 else f"Settings of {users[0]}"
+            panel = f"Settings of {' and '.join(users) if len(users) < len(_MODELS) else 'every model'}"
             defaults = {n: _default(c, field.name) for n, (c, _) in _MODELS.items() if n in users}
             shown = " ".join(f"{v} ({n})" for n, v in defaults.items()) if len(set(defaults.values())) > 1 else None
             helps = {
@@ -152,18 +153,8 @@ class DataOptions:
         if test is None:
             return self.read(path), None
         kind, _, rest = test.partition(":")
-        if kind == "holdout":
-            try:
-                fraction = float(rest)
-            except ValueError:
-                raise ConfigError(
-                    f"--test {test!r}: write the held-out share as a number, such as holdout:0.1"
-                ) from None
-            _, train, held_out = holdout(self.read(path), fraction, seed)
-            return train, held_out
-        if test == "last":
-            _, train, held_out = leave_last_out(self.read(path))
-            return train, held_out
+        if kind == "holdout" or test == "last":
+            return _held_out(self.read(path), "--test", test, seed)
         if kind == "column":
             name, _, value = rest.partition("=")
             if not name or not value:
@@ -175,6 +166,14 @@ class DataOptions:
             return ratings.take(~chosen), ratings.take(chosen)
         return self.read(path), self.read(Path(test))
 
+    def validation_split(self, training: Ratings, valid: str, seed: int) -> tuple[Ratings, Ratings]:
+        """Ratings to train on and to judge settings by: `holdout:FRACTION` or `last` of the training ratings, or a file
+        beside them.
+        """
+        if valid == "last" or valid.partition(":")[0] == "holdout":
+            return _held_out(training, "--valid", valid, seed)
+        return training, self.read(Path(valid))
+
 
 class ModelOptions:
     """Settings of a model from a TOML file and from flags, which win."""
@@ -182,6 +181,7 @@ class ModelOptions:
     def __init__(self, values: Mapping[str, Any]) -> None:
         flags = {name: value for name, value in values.items() if value is not None}
         merged = {**_read_toml(flags.pop("config", None)), **flags}
+        self._flags = flags
         self.model_name = str(merged.pop("model", "mfdmc"))
         if self.model_name not in _MODELS:
             raise ConfigError(f"model = {self.model_name!r}: must be one of {', '.join(_MODELS)}")
@@ -200,10 +200,51 @@ class ModelOptions:
         """The seed to use, also for splits."""
         return int(self._settings.get("seed", self._config_class.seed))
 
+    @property
+    def estimator_class(self) -> type[RatingEstimator]:
+        """The class of the model."""
+        return self._estimator_class
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that are given, by preset, file or flag."""
+        return dict(self._settings)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The settings that are given by flags."""
+        return {name: value for name, value in self._settings.items() if name in self._flags}
+
+    def baseline(self, name: str) -> RatingEstimator:
+        """An unfitted estimator of a model with its defaults, but the seed, backend and device given here."""
+        shared = {key: self._settings[key] for key in ("seed", "backend", "device") if key in self._settings}
+        return _MODELS[name][1](**shared)
+
     def estimator(self) -> RatingEstimator:
         """An unfitted estimator; wrong settings raise ConfigError here, before any file is read."""
         self._config_class(**self._settings)
         return self._estimator_class(**self._settings)
+
+
+def settings_toml(model_name: str, settings: Mapping[str, Any], comment: str) -> str:
+    """Settings as a TOML file that `--config` reads; what is unset is left out."""
+    lines = [f"# {comment}", f"model = {json.dumps(model_name)}"]
+    # JSON's texts, numbers, true and false are TOML's
+    lines += [f"{name} = {json.dumps(value)}" for name, value in settings.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _held_out(ratings: Ratings, option: str, how: str, seed: int) -> tuple[Ratings, Ratings]:
+    """Training and held-out ratings; `how` is `holdout:FRACTION` or `last`."""
+    if how == "last":
+        _, train, held_out = leave_last_out(ratings)
+        return train, held_out
+    try:
+        fraction = float(how.partition(":")[2])
+    except ValueError:
+        raise ConfigError(f"{option} {how!r}: write the held-out share as a number, such as holdout:0.1") from None
+    _, train, held_out = holdout(ratings, fraction, seed)
+    return train, held_out
 
 
 def _extended(

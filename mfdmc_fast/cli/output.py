@@ -15,8 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mfdmc_fast.errors import BackendUnavailable, ConfigError, DataError, MFDMCError, ModelFileError, TrainingDiverged
-from mfdmc_fast.progress import ProgressBar
+from mfdmc_fast.progress import ProgressBar, TrialsBar
 from mfdmc_fast.training import Callback
+from mfdmc_fast.tuning import Trial
 
 # documented in the README; 2 is also what typer uses for a wrong command line
 _EXIT_CODES: tuple[tuple[type[MFDMCError], int], ...] = (
@@ -27,7 +28,7 @@ _EXIT_CODES: tuple[tuple[type[MFDMCError], int], ...] = (
     (BackendUnavailable, 6),
     (MFDMCError, 1),
 )
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 class Output:
@@ -60,6 +61,15 @@ class Output:
         """Callbacks that show training."""
         return [] if self.quiet else [ProgressBar(self.err, label)]
 
+    @contextmanager
+    def trials(self, n: int) -> Iterator[Callable[[Trial], None]]:
+        """Show a search of n trials; yields what is to be called with each."""
+        if self.quiet:
+            yield lambda trial: None
+            return
+        with TrialsBar(n, self.err) as bar:
+            yield lambda trial: bar.update(trial.rmse)
+
     def table(self, title: str, columns: list[str], rows: list[list[Any]]) -> None:
         """A table on standard output; numbers to the right."""
         table = Table(title=escape(title), title_justify="left")
@@ -81,7 +91,7 @@ def errors_to_exit_codes() -> Iterator[None]:
         raise typer.Exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind))) from error
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; nothing was written", highlight=False)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # the reader of our output, such as head, went away: not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
