@@ -12,7 +12,7 @@ from sklearn.exceptions import NotFittedError
 from mfdmc_fast.data import Ratings, Split, column_folds, holdout, kfold, make_planted_ratings
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.estimator import MFDMC, FunkMF, RatingEstimator
-from mfdmc_fast.evaluate import CrossValidation, FoldResult, cross_validate, fold_result
+from mfdmc_fast.evaluate import CrossValidation, FoldResult, compare, cross_validate, fold_result
 from mfdmc_fast.training import Callback, EpochRecord
 
 
@@ -155,3 +155,42 @@ def test_the_result_is_plain_values(folds: list[Split]) -> None:
     values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     parts = [FoldResult(**fold) for fold in values.pop("folds")]
     assert CrossValidation(**values, folds=parts) == result
+
+
+def results(*rmses: float, names: str = "abcdefgh") -> CrossValidation:
+    folds = [FoldResult(name, x, 0.7, 1, 0.1, None, None, 0, 0, 0) for name, x in zip(names, rmses, strict=False)]
+    return CrossValidation(statistics.fmean(rmses), 0.0, 0.7, 1.0, folds)
+
+
+def test_a_comparison_is_paired() -> None:
+    comparison = compare(results(0.90, 0.95, 0.91, 0.94), results(0.91, 0.97, 0.91, 0.97))
+    assert comparison.mean_rmse == pytest.approx(0.94)
+    assert comparison.fold_rmse == [0.91, 0.97, 0.91, 0.97]
+    assert comparison.differences == pytest.approx([-0.01, -0.02, 0.0, -0.03])
+    assert comparison.difference == pytest.approx(-0.015)
+    # by hand: t(0.975, 3) = 3.18245, standard deviation 0.0129099
+    assert comparison.interval == pytest.approx((-0.015 - 0.0205426, -0.015 + 0.0205426), abs=1e-6)
+    assert json.loads(json.dumps(comparison.to_dict()))["interval"] == pytest.approx(list(comparison.interval or ()))
+
+
+def test_more_folds_and_equal_differences_make_it_surer() -> None:
+    few = compare(results(0.9, 0.92), results(0.91, 0.94)).interval
+    many = compare(results(*[0.9, 0.92] * 4), results(*[0.91, 0.94] * 4)).interval
+    assert few is not None
+    assert many is not None
+    assert few[0] < many[0] < many[1] < few[1]
+    same = compare(results(0.5, 0.75), results(0.25, 0.5))
+    assert same.interval == (0.25, 0.25)
+
+
+def test_a_single_fold_has_no_interval() -> None:
+    comparison = compare(results(0.9), results(0.95))
+    assert comparison.interval is None
+    assert comparison.difference == pytest.approx(-0.05)
+
+
+def test_other_folds_cannot_be_compared() -> None:
+    with pytest.raises(ConfigError, match="cannot be compared; run both models on the same folds"):
+        compare(results(0.9, 0.9), results(0.9, 0.9, names="ba"))
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        compare(results(0.9, 0.9), results(0.9))

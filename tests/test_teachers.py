@@ -132,6 +132,71 @@ def test_pairs_are_drawn_by_activity(parts: tuple[Ratings, Ratings]) -> None:
     np.testing.assert_array_equal(items, again[1])
 
 
+def test_smoothing_and_seed_change_the_pairs(parts: tuple[Ratings, Ratings]) -> None:
+    train = RatingsDataset.from_ratings(parts[0])
+    counts = np.bincount(train.item_idx, minlength=len(train.items))
+    rare, *_, common = np.argsort(counts)
+
+    def share(smoothing: float, seed: int = 0) -> float:
+        items = np.bincount(sample_pairs(train, 100_000, smoothing, seed)[1], minlength=len(counts))
+        return float(items[rare] / items[common])
+
+    for smoothing in (1e-9, 20.0, 1e6):
+        expected = (counts[rare] + smoothing) / (counts[common] + smoothing)
+        assert share(smoothing) == pytest.approx(expected, rel=0.15)
+    assert share(20.0, seed=1) != share(20.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("pairs_per_rating", 1.0), ("pair_smoothing", 200.0)])
+def test_the_settings_of_pairs_change_the_student(parts: tuple[Ratings, Ratings], name: str, value: float) -> None:
+    train, test = parts
+    teacher = FunkMF(epochs=5).fit(train)
+    one, other = (MFDMC(**STUDENT, teacher=teacher, **given).fit(train) for given in ({}, {name: value}))
+    pairs = test.users, test.items
+    assert np.abs(one.predict(*pairs) - other.predict(*pairs)).max() > 1e-3
+    asked: list[int] = []
+
+    class Counting(Constant):
+        def predict(self, users: Any, items: Any) -> np.ndarray:
+            asked.append(len(users))
+            return super().predict(users, items)
+
+    MFDMC(**STUDENT, teacher=Counting(), pairs_per_rating=1.5).fit(train)
+    assert sum(asked) == round(1.5 * len(train))
+
+
+def test_a_list_is_averaged(parts: tuple[Ratings, Ratings]) -> None:
+    train, test = parts
+    average, alone = (MFDMC(**STUDENT, teacher=t).fit(train) for t in ([Constant(2.0), Constant(4.0)], Constant(3.0)))
+    np.testing.assert_array_equal(average.predict(test.users, test.items), alone.predict(test.users, test.items))
+    with pytest.raises(ConfigError, match="a Ratings in a list of teachers has no predict; give a table alone"):
+        MFDMC(**STUDENT, teacher=[Constant(), train]).fit(train)
+
+
+def test_a_file_of_predictions_can_teach(parts: tuple[Ratings, Ratings], tmp_path: Path) -> None:
+    train, _ = parts
+    rows = [f"{u},{i},{2 + k % 3}" for k, (u, i) in enumerate(zip(train.users, train.items, strict=True))]
+    (tmp_path / "lesson.csv").write_text("user,item,rating\n" + "\n".join(rows))
+    table = train.users, train.items, 2.0 + np.arange(len(train)) % 3
+    students = [MFDMC(**STUDENT, teacher=t).fit(train) for t in (str(tmp_path / "lesson.csv"), table)]
+    one, other = (s.predict(train.users, train.items) for s in students)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_features_that_no_teacher_uses_are_refused(parts: tuple[Ratings, Ratings]) -> None:
+    train, _ = parts
+    labels = {raw: ["odd" if raw % 2 else "even"] for raw in np.unique(train.items).tolist()}
+    fitted = type(QUICK)(**QUICK.get_params()).fit(train)
+    table = train.users, train.items, train.ratings
+    for teacher in (FunkMF(epochs=2), fitted, Constant(), table, [FunkMF(epochs=2), Constant()]):
+        model = MFDMC(**STUDENT, teacher=teacher)
+        assert not model.takes_features
+        with pytest.raises(ConfigError, match="MFDMC with this teacher does not use user_features or item_features"):
+            model.fit(train, item_features=labels)
+    assert MFDMC(teacher=[FunkMF(), BayesianMF()]).takes_features
+    assert MFDMC(teacher="bayesian").takes_features
+
+
 def test_features_need_a_teacher(parts: tuple[Ratings, Ratings]) -> None:
     labels = {raw: ["odd" if raw % 2 else "even"] for raw in np.unique(parts[0].items).tolist()}
     with pytest.raises(ConfigError, match="teacher"):
