@@ -22,6 +22,9 @@ enum class Optimizer {
 
 constexpr std::int32_t kPowers = 256;
 
+// Ratings of a run whose permutation fits in 64 bits, and runs that are dealt at once.
+constexpr std::int64_t kShortRun = 16, kShortRunsTogether = 64;
+
 // What a step needs besides the gradient; the arrays are indexed by step, from 0.
 struct StepSchedule {
   const float* logit_step;    // [steps] adam: learning rate / (1 - beta1^(t+1)); adagrad: learning rate
@@ -124,6 +127,10 @@ struct Kernels {
   // Writes to sums [S] the assignment weights of rows [first, last) of the table, added up over the rows that `among`
   // [n] names.
   void (*weight_sums)(const TrainedSide&, const bool* among, std::int64_t first, std::int64_t last, double* sums);
+  // The permutations of runs [first, first + n_runs), at most kShortRunsTogether, each of n <= kShortRun numbers, in four
+  // bits each from the lowest on. `permutations` has room for kShortRunsTogether.
+  void (*short_permutations)(std::uint64_t stream, std::int64_t n, std::int64_t first, std::int64_t n_runs,
+                             std::uint64_t* permutations);
 };
 
 extern const Kernels kernels_baseline;

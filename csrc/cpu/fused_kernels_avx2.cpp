@@ -4,6 +4,6 @@
 namespace mfdmc {
 
 const Kernels kernels_avx2 = {"avx2", kLanes, entity_forward, rating_pass, entity_backward,
-                              catch_up, weight_sums};
+                              catch_up, weight_sums, short_permutations};
 
 }  // namespace mfdmc

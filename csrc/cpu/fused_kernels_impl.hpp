@@ -3,6 +3,7 @@
 
 #include "cpu/fused_kernels.hpp"
 #include "cpu/row_optimizers.hpp"
+#include "cpu/short_permutations.hpp"
 #include "cpu/simd.hpp"
 #include "cpu/tiles.hpp"
 
