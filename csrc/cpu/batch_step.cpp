@@ -38,7 +38,7 @@ Range rows_of(const BatchSide& side, std::int64_t n_ratings, std::int64_t c) {
 
 // Grows only: memory is not given back between batches, whose sizes hardly differ.
 template <typename T>
-T* at_least(std::vector<T>& buffer, std::int64_t n) {
+T* at_least(AlignedVector<T>& buffer, std::int64_t n) {
   if (static_cast<std::int64_t>(buffer.size()) < n) buffer.resize(n);
   return buffer.data();
 }

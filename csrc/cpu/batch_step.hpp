@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
 #include "cpu/fused_kernels.hpp"
 #include "cpu/team.hpp"
@@ -47,7 +48,7 @@ class BatchStep {
 
  private:
   struct SideBuffers {
-    std::vector<float> log_weights, view_embeddings, embeddings, bias, grad, grad_bias, center_sums, center_norms;
+    AlignedVector<float> log_weights, view_embeddings, embeddings, bias, grad, grad_bias, center_sums, center_norms;
     BatchSide view(const GroupedBatch::SideRows& groups, const TrainedSide& side, const LossSetup& loss,
                    std::int64_t lanes, std::int64_t n_chunks);
   };
@@ -57,7 +58,7 @@ class BatchStep {
 
   const Kernels& kernels_;
   SideBuffers user_, item_;
-  std::vector<float> errors_, scratch_;
+  AlignedVector<float> errors_, scratch_;
 };
 
 }  // namespace mfdmc

@@ -19,6 +19,22 @@ inline void entropy_scales(const TrainedSide& side, float* scales /* [V] */) {
   }
 }
 
+// The sum of a(c) b(c) over the d columns of a view. Where d = `dim` is known, in four sums: one alone would make every
+// addition wait for the one before it.
+template <std::int64_t dim, typename A, typename B>
+inline Vec sum_of_products(std::int64_t d, A a, B b) {
+  if constexpr (dim < 8) {
+    Vec sum = a(0) * b(0);
+    for (std::int64_t c = 1; c < (dim ? dim : d); ++c) sum += a(c) * b(c);
+    return sum;
+  } else {
+    Vec sums[4] = {a(0) * b(0), a(1) * b(1), a(2) * b(2), a(3) * b(3)};
+#pragma GCC unroll 16
+    for (std::int64_t c = 4; c < dim; ++c) sums[c % 4] += a(c) * b(c);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+}
+
 // What all rows of a tile have in common, of MFDMC and of FunkMF: share of the ratings and the biases' part of the loss.
 struct TileBias {
   Vec share, square;  // share * bias^2
@@ -111,12 +127,9 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
       const Vec log_total = log_from_one(total), inverse = splat(1.0f) / total;
       // two differences: the sum of `largest` and `log_total` would round where logits are large
       for (std::int64_t k = k0; k < k1; ++k) store(log_weights + k * kLanes, (tile[k] - largest) - log_total);
-      Vec square{};
-      for (std::int64_t c = 0; c < d; ++c) {
-        const Vec zc = role[c] * inverse;
-        square += zc * zc;
-        z[v * d + c] = zc;
-      }
+      for (std::int64_t c = 0; c < d; ++c) z[v * d + c] = role[c] *= inverse;
+      const auto role_at = [&](std::int64_t c) { return role[c]; };
+      const Vec square = sum_of_products<dim>(d, role_at, role_at);
       proximity += weighted_norm * inverse - square;
       entropy += (log_total - weighted_log * inverse) * splat(scales[v]);
     }
@@ -360,27 +373,27 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Batc
   }
 }
 
-// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a: a matrix product with the
-// sums of `block` clusters in registers.
-template <std::int64_t dim, std::int64_t block>
+// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a, for the clusters of a view from
+// k on and `n` columns from `first` on: a matrix product with the sums of `block` clusters in registers.
+template <std::int64_t dim, std::int64_t block, std::int64_t first, std::int64_t n>
 void add_center_sums(const TrainedSide& side, const float* weights /* [tiles, S, kLanes] */,
                      const float* h /* [tiles, V d + 1, kLanes] */, std::int64_t n_tiles, std::int64_t v,
                      std::int64_t k, float* sums) {
   const std::int64_t s = side.total_clusters, columns = side.n_views * dim + 1, k1 = side.view_offsets[v + 1];
   for (; k + block <= k1; k += block) {
-    Vec acc[block][dim + 1];
+    Vec acc[block][n];
 #pragma GCC unroll 8
     for (std::int64_t j = 0; j < block; ++j)
 #pragma GCC unroll 17
-      for (std::int64_t c = 0; c <= dim; ++c) acc[j][c] = load(sums + ((k + j) * (dim + 1) + c) * kLanes);
+      for (std::int64_t c = 0; c < n; ++c) acc[j][c] = load(sums + ((k + j) * (dim + 1) + first + c) * kLanes);
     for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
       const float* const row = h + tile * columns * kLanes;
       Vec w[block];
 #pragma GCC unroll 8
       for (std::int64_t j = 0; j < block; ++j) w[j] = load(weights + (tile * s + k + j) * kLanes);
 #pragma GCC unroll 17
-      for (std::int64_t c = 0; c <= dim; ++c) {
-        const Vec x = load(row + (c < dim ? v * dim + c : columns - 1) * kLanes);
+      for (std::int64_t c = 0; c < n; ++c) {
+        const Vec x = load(row + (first + c < dim ? v * dim + first + c : columns - 1) * kLanes);
 #pragma GCC unroll 8
         for (std::int64_t j = 0; j < block; ++j) acc[j][c] += w[j] * x;
       }
@@ -388,9 +401,19 @@ void add_center_sums(const TrainedSide& side, const float* weights /* [tiles, S,
 #pragma GCC unroll 8
     for (std::int64_t j = 0; j < block; ++j)
 #pragma GCC unroll 17
-      for (std::int64_t c = 0; c <= dim; ++c) store(sums + ((k + j) * (dim + 1) + c) * kLanes, acc[j][c]);
+      for (std::int64_t c = 0; c < n; ++c) store(sums + ((k + j) * (dim + 1) + first + c) * kLanes, acc[j][c]);
   }
-  if constexpr (block > 1) add_center_sums<dim, block / 2>(side, weights, h, n_tiles, v, k, sums);
+  if constexpr (block > 1) add_center_sums<dim, block / 2, first, n>(side, weights, h, n_tiles, v, k, sums);
+}
+
+// The same for all clusters of a view and the columns from `first` on, as many at a time as there are registers for.
+template <std::int64_t dim, std::int64_t first = 0>
+void add_view_sums(const TrainedSide& side, const float* weights, const float* h, std::int64_t n_tiles, std::int64_t v,
+                   float* sums) {
+  constexpr std::int64_t block = kLanes < 16 ? 2 : 4, most = kLanes < 16 ? 5 : 6, left = dim + 1 - first;
+  constexpr std::int64_t n = (left + (left + most - 1) / most - 1) / ((left + most - 1) / most);
+  add_center_sums<dim, block, first, n>(side, weights, h, n_tiles, v, side.view_offsets[v], sums);
+  if constexpr (n < left) add_view_sums<dim, first + n>(side, weights, h, n_tiles, v, sums);
 }
 
 // The same for any d.
@@ -463,7 +486,7 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
         const float* center = side.centers + k * d;
         // the entropy's gradient at A_k is -scale w (ln w + H): as if ∂/∂w were -scale ln w
         Vec qk = a * splat(side.center_norms[k]) - entropy_scale * log_w;
-        for (std::int64_t c = 0; c < d; ++c) qk += h[c] * splat(center[c]);
+        qk += sum_of_products<dim>(d, [&](std::int64_t c) { return h[c]; }, [&](std::int64_t c) { return splat(center[c]); });
         const Vec difference = qk - origin;
         const auto heavier = w > heaviest;
         mean += (heavier ? -total : w) * difference;
@@ -480,8 +503,7 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
     if (++together < kTilesTogether && t + kLanes < last) continue;
     for (std::int64_t v = 0; v < n_views; ++v) {
       if constexpr (dim)
-        add_center_sums<dim, (kLanes < 16 ? 10 : 20) / (dim + 1) >= 4 ? 4 : (kLanes < 16 ? 10 : 20) / (dim + 1) >= 2 ? 2 : 1>(
-            side, all_weights, all_h, together, v, side.view_offsets[v], sums);
+        add_view_sums<dim>(side, all_weights, all_h, together, v, sums);
       else
         add_center_sums_of_any_dim(side, all_weights, all_h, together, v, sums);
     }
