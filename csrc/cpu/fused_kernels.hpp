@@ -6,6 +6,7 @@
 //                    ratings, the sum of e z_item
 //   entity backward  each distinct item: the same sum of e z_user; each distinct user and item: gradients of logits and
 //                    bias, applied by the optimizer at once; its part of the gradient of the centers
+// A BatchSide may hold a part of the batch's users only, as all three passes do on one chunk of them after the other.
 // Rows (distinct entities) are taken kLanes at a time, a "tile", and turned cluster-major, so that ragged views are
 // plain loops over clusters.
 #pragma once
