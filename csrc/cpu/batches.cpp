@@ -70,6 +70,8 @@ void Grouping::fill(int piece) {
   Link* const links = out_->links.data();
   std::int64_t *const user_rows = out_->user.rows.data(), *const user_offsets = out_->user.offsets.data();
   const std::int64_t first = first_of(piece), last = first_of(piece + 1);
+  // all links are about to be written, one here and one there: faster when they are in the cache already
+  for (std::int64_t q = 0; q < n_; q += 64 / static_cast<std::int64_t>(sizeof(Link))) __builtin_prefetch(links + q, 1);
   std::int64_t row = starts_[piece] - 1;
   std::int32_t user = first == 0 ? -1 : users[first - 1];
   for (std::int64_t q = first; q < last; ++q) {

@@ -239,31 +239,41 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
   const std::int64_t padded_dim = width ? width * kLanes : loss.padded_dim;
   const Vec scale = splat(2.0f / static_cast<float>(loss.batch_size));
   const std::int64_t begin = user.offsets[first], end = user.offsets[last];
+  const std::int32_t* const items = user.items;
+  const float* const z_items = item.embeddings;
   double squares = 0;
   Vec square{};
-  std::int64_t row = first, row_end = user.offsets[first + 1];  // of the rating whose prediction is next
-  std::int64_t summed = first, summed_end = row_end;            // of the rating whose gradient is next
+  std::int64_t row = first - 1, row_end = begin;                             // of the rating whose prediction is next
+  const float* z_user = nullptr;                                             // of that row
+  float row_bias = 0;                                                        // of that row, and the mean
+  std::int64_t summed = first, summed_end = user.offsets[first + 1];         // of the rating whose gradient is next
   GradientSum<width> sum(user, first, padded_dim);
   for (std::int64_t b = begin; b < end; b += kLanes) {
     const std::int64_t n = least(kLanes, end - b);
-    alignas(64) float base[kLanes], scaled[kLanes];  // base: what is known without z
-    const float* z_item[kLanes];
+    alignas(64) float known[kLanes], scaled[kLanes];  // known: of a prediction without z
     Vec products[kLanes];
-#pragma GCC unroll 16
-    for (std::int64_t r = 0; r < kLanes; ++r) {
-      const std::int64_t q = b + least(r, n - 1);  // a short tile repeats its last rating
-      if (q == row_end) row_end = user.offsets[++row + 1];
-      const std::int32_t i = user.items[q];
-      const float *a = user.embeddings + row * padded_dim, *c = item.embeddings + i * padded_dim;
-      z_item[r] = c;
-      base[r] = user.bias[row] + item.bias[i] + global_mean - ratings[q];
-      Vec product = load(a) * load(c);
-      for (std::int64_t j = kLanes; j < padded_dim; j += kLanes) product += load(a + j) * load(c + j);
+    const auto predict = [&](std::int64_t q, std::int64_t r) {
+      if (q == row_end) {
+        row_end = user.offsets[++row + 1];
+        z_user = user.embeddings + row * padded_dim;
+        row_bias = user.bias[row] + global_mean;
+      }
+      const std::int64_t i = items[q];
+      const float* const z = z_items + i * padded_dim;
+      known[r] = row_bias + item.bias[i];
+      Vec product = load(z_user) * load(z);
+      for (std::int64_t j = kLanes; j < padded_dim; j += kLanes) product += load(z_user + j) * load(z + j);
       products[r] = product;
+    };
+    if (n == kLanes) {
+#pragma GCC unroll 16
+      for (std::int64_t r = 0; r < kLanes; ++r) predict(b + r, r);
+    } else {
+      for (std::int64_t r = 0; r < kLanes; ++r) predict(b + least(r, n - 1), r);  // repeats the last rating
     }
     for (std::int64_t q = b + kLanes; q < least(b + 2 * kLanes, end); ++q)
-      prefetch(item.embeddings + user.items[q] * padded_dim, padded_dim);
-    const Vec error = sums_of_rows(products) + load(base);
+      prefetch(z_items + items[q] * padded_dim, padded_dim);
+    const Vec error = sums_of_rows(products) + load(known) - load_part(ratings + b, n);
     store(scaled, error * scale);
     store_part(errors + b, error * scale, n);
     if (n < kLanes) {
@@ -277,7 +287,7 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
         sum = GradientSum<width>(user, ++summed, padded_dim);
         summed_end = user.offsets[summed + 1];
       }
-      sum.add(scaled[r], z_item[r]);
+      sum.add(scaled[r], z_items + items[b + r] * padded_dim);
     }
   }
   sum.finish();
