@@ -187,8 +187,8 @@ void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int6
 void Dealer::begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const {
   const std::int64_t at = (b - first_) * n_runs_;
   const std::int64_t n = n_runs_ - (users_[at + n_runs_ - 1] < 0);
-  grouping.begin(users_.data() + at, items_.data() + at, ratings_.data() + at, n, store_.n_users,
-                 store_.n_items, n_pieces, out);
+  grouping.begin(users_.data() + at, items_.data() + at, ratings_.data() + at, n, store_.n_users, store_.n_items,
+                 n_pieces, out);
 }
 
 void group_pairs(const std::int64_t* users, const std::int64_t* items, const float* ratings, std::int64_t n,

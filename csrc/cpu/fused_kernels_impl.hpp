@@ -35,7 +35,8 @@ inline Vec sum_of_products(std::int64_t d, A a, B b) {
   }
 }
 
-// What all rows of a tile have in common, of MFDMC and of FunkMF: share of the ratings and the biases' part of the loss.
+// What all rows of a tile have in common, of MFDMC and of FunkMF: share of the ratings and the biases' part of the
+// loss.
 struct TileBias {
   Vec share, square;  // share * bias^2
 };
@@ -216,8 +217,7 @@ class GradientSum {
     if constexpr (width)
       for (std::int64_t c = 0; c < width; ++c) sums_[c] += splat(error) * load(z + c * kLanes);
     else
-      for (std::int64_t c = 0; c < padded_dim_; c += kLanes)
-        store(to_ + c, load(to_ + c) + splat(error) * load(z + c));
+      for (std::int64_t c = 0; c < padded_dim_; c += kLanes) store(to_ + c, load(to_ + c) + splat(error) * load(z + c));
   }
 
   void finish() {
@@ -243,10 +243,10 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
   const float* const z_items = item.embeddings;
   double squares = 0;
   Vec square{};
-  std::int64_t row = first - 1, row_end = begin;                             // of the rating whose prediction is next
-  const float* z_user = nullptr;                                             // of that row
-  float row_bias = 0;                                                        // of that row, and the mean
-  std::int64_t summed = first, summed_end = user.offsets[first + 1];         // of the rating whose gradient is next
+  std::int64_t row = first - 1, row_end = begin;                      // of the rating whose prediction is next
+  const float* z_user = nullptr;                                      // of that row
+  float row_bias = 0;                                                 // of that row, and the mean
+  std::int64_t summed = first, summed_end = user.offsets[first + 1];  // of the rating whose gradient is next
   GradientSum<width> sum(user, first, padded_dim);
   for (std::int64_t b = begin; b < end; b += kLanes) {
     const std::int64_t n = least(kLanes, end - b);
@@ -361,7 +361,8 @@ inline void prefetch_state(const TrainedSide& side, const UpdateSetup& update, c
 
 inline Vec bias_gradient(const BatchSide& batch, const LossSetup& loss, std::int64_t t, std::int64_t n_rows,
                          Vec share) {
-  return load_part(batch.grad_bias + t, n_rows) + splat(2.0f * loss.bias_l2) * share * load_part(batch.bias + t, n_rows);
+  return load_part(batch.grad_bias + t, n_rows) +
+         splat(2.0f * loss.bias_l2) * share * load_part(batch.bias + t, n_rows);
 }
 
 void factor_backward(const TrainedSide& side, const BatchSide& batch, const BatchSide& other, const LossSetup& loss,
@@ -383,8 +384,8 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Batc
   }
 }
 
-// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a, for the clusters of a view from
-// k on and `n` columns from `first` on: a matrix product with the sums of `block` clusters in registers.
+// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a, for the clusters of a view
+// from k on and `n` columns from `first` on: a matrix product with the sums of `block` clusters in registers.
 template <std::int64_t dim, std::int64_t block, std::int64_t first, std::int64_t n>
 void add_center_sums(const TrainedSide& side, const float* weights /* [tiles, S, kLanes] */,
                      const float* h /* [tiles, V d + 1, kLanes] */, std::int64_t n_tiles, std::int64_t v,
@@ -450,9 +451,9 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
   Vec tile[kMaxColumns], q[kMaxColumns], z[kMaxColumns], g[kMaxColumns];
   float scales[kMaxColumns];
   entropy_scales(side, scales);
-  float* const sums = scratch;                                            // [S, d + 1, kLanes]
-  float* const all_weights = sums + s * (d + 1) * kLanes;                 // [kTilesTogether, S, kLanes]
-  float* const all_h = all_weights + kTilesTogether * s * kLanes;         // [kTilesTogether, V d + 1, kLanes]
+  float* const sums = scratch;                                     // [S, d + 1, kLanes]
+  float* const all_weights = sums + s * (d + 1) * kLanes;          // [kTilesTogether, S, kLanes]
+  float* const all_h = all_weights + kTilesTogether * s * kLanes;  // [kTilesTogether, V d + 1, kLanes]
   std::memset(sums, 0, s * (d + 1) * kLanes * sizeof(float));
   std::int64_t together = 0;
   for (std::int64_t t = first; t < last; t += kLanes) {
@@ -496,7 +497,8 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
         const float* center = side.centers + k * d;
         // the entropy's gradient at A_k is -scale w (ln w + H): as if ∂/∂w were -scale ln w
         Vec qk = a * splat(side.center_norms[k]) - entropy_scale * log_w;
-        qk += sum_of_products<dim>(d, [&](std::int64_t c) { return h[c]; }, [&](std::int64_t c) { return splat(center[c]); });
+        qk += sum_of_products<dim>(
+            d, [&](std::int64_t c) { return h[c]; }, [&](std::int64_t c) { return splat(center[c]); });
         const Vec difference = qk - origin;
         const auto heavier = w > heaviest;
         mean += (heavier ? -total : w) * difference;
