@@ -141,7 +141,8 @@ def _id_position(names: Sequence[str]) -> int | None:
     """The first column with a usual name for ids."""
     plain = [re.sub(r"[\s_-]", "", name).lower() for name in names]
     roles = usual_roles(names)
-    found = [at for role, at in roles.items() if role in ("user", "item")] + [plain.index("id")] * ("id" in plain)
+    found = [at for role, at in roles.items() if role in ("user", "item")]
+    found += [at for at, name in enumerate(plain) if name == "id"]
     return min(found, default=None)
 
 
