@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,7 @@ def labels_of(source: Any, ids: list[Any]) -> list[list[list[Any]]]:
     blocks = read_features(source).bags(vocabulary)
     for offsets, entities in blocks:
         assert (offsets.dtype, entities.dtype) == (np.int64, np.int32)
-    return [
-        [vocabulary.decode(entities[a:b]).tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
-        for offsets, entities in blocks
-    ]
+    return [[vocabulary.decode(entities[a:b]).tolist() for a, b in pairwise(offsets)] for offsets, entities in blocks]
 
 
 def test_genres_are_split_and_rare_labels_dropped(tmp_path: Path) -> None:
