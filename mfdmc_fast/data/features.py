@@ -140,10 +140,8 @@ def _from_mapping(labels: Mapping[Any, Any]) -> Features:
 def _id_position(names: Sequence[str]) -> int | None:
     """The first column with a usual name for ids."""
     plain = [re.sub(r"[\s_-]", "", name).lower() for name in names]
-    roles = usual_roles(names)
-    found = [at for role, at in roles.items() if role in ("user", "item")]
-    found += [at for at, name in enumerate(plain) if name == "id"]
-    return min(found, default=None)
+    found = [at for role, at in usual_roles(names).items() if role in ("user", "item")]
+    return min(found + [at for at, name in enumerate(plain) if name == "id"], default=None)
 
 
 def _with_first_row_as_names(table: SourceTable) -> SourceTable:

@@ -28,6 +28,7 @@ N_BINS = 10
 FLAGS = "flags"
 
 _MISSING = ("", "na", "n/a", "nan", "null", r"\n")
+_TRUTHS = {"false": 0.0, "true": 1.0}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 # 01234 is a code, such as a zip code
 _CODE = re.compile(r"[+-]?0\d")
@@ -142,6 +143,8 @@ def _values(column: pa.ChunkedArray) -> npt.NDArray[np.float64] | _Years | _Text
         return "is empty"
     if all(_NUMBER.fullmatch(text) and not _CODE.match(text) for text in filled):
         return np.array([np.nan if text is None else float(text) for text in texts])
+    if all(text.lower() in _TRUTHS for text in filled):
+        return np.array([np.nan if text is None else _TRUTHS[text.lower()] for text in texts])
     years = _matched(texts, _DATES, share=1.0)
     return _Years(years) if years is not None else [[] if text is None else split_labels(text) for text in texts]
 
@@ -164,8 +167,8 @@ def _found(name: str, values: npt.NDArray[np.float64] | _Texts) -> LabelBlock | 
         return _textual(name, values)
     distinct = np.unique(values[~np.isnan(values)])
     if np.array_equal(distinct, [0, 1]):
-        flags: npt.NDArray[np.bool_] = values == 1
-        return flags
+        has_flag: npt.NDArray[np.bool_] = values == 1
+        return has_flag
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     if re.split(r"[\W_]+", words)[-1] in _IDENTIFIERS:
         return _textual(name, [[] if np.isnan(x) else [f"{x:.15g}"] for x in values.tolist()])
@@ -195,10 +198,11 @@ def _numeric(name: str, values: npt.NDArray[np.float64]) -> LabelBlock | str:
         return "is the same in every row"
     if len(distinct) <= MOST_DISTINCT:
         return LabelBlock(name, [f"{x:.15g}" for x in distinct.tolist()], rows, label_idx.astype(np.int64))
-    lowest = np.unique(np.quantile(known, np.arange(N_BINS) / N_BINS, method="lower"))
+    lowest = np.unique(np.sort(known)[np.arange(N_BINS) * len(known) // N_BINS])
     label_idx = np.searchsorted(lowest, known, side="right") - 1
     highest = [known[label_idx == k].max() for k in range(len(lowest))]
-    labels = [f"{low:.6g} to {high:.6g}" for low, high in zip(lowest.tolist(), highest, strict=True)]
+    edges = [(f"{low:.6g}", f"{high:.6g}") for low, high in zip(lowest.tolist(), highest, strict=True)]
+    labels = [low if low == high else f"{low} to {high}" for low, high in edges]
     return LabelBlock(name, labels, rows, label_idx.astype(np.int64))
 
 

@@ -270,7 +270,7 @@ def test_long_values_are_cut_in_messages(text_file: TextFile) -> None:
     "content", ["", "\n\n \n", "user,item,rating\n", "user,item,rating\n\n,,\n", b"\xef\xbb\xbf", ",,\n,,\n"]
 )
 def test_sources_without_rows_are_refused(text_file: TextFile, content: str | bytes) -> None:
-    with pytest.raises(DataError, match="no ratings"):
+    with pytest.raises(DataError, match=r"no ratings|file is empty"):
         read_ratings(text_file(content))
 
 
