@@ -21,6 +21,7 @@ MODELS: dict[str, RatingEstimator] = {
     "MFDMC": MFDMC(),
     "MFDMC accurate": MFDMC.preset("accurate"),
     "MFDMC balanced": MFDMC.preset("balanced"),
+    "MFDMC interpretable": MFDMC.preset("interpretable"),
     "BayesianMF": BayesianMF(),
 }
 
