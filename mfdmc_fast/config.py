@@ -210,6 +210,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
     "accurate": {**_TAUGHT, "weight_entropy": 0.0, "weight_proximity": 0.0},
     "balanced": {**_TAUGHT, "weight_entropy": "0:0.005:30", "weight_proximity": "0:0.0025:30"},
+    "interpretable": {
+        **_TAUGHT,
+        "n_views": 10,
+        "n_clusters": 8,
+        "view_dim": 5,
+        "center_scale": 0.3,
+        "logit_scale": 0.8,
+        "learning_rate": 0.2,
+        "learning_rate_centers": 0.025,
+        "weight_spread": 0.066,
+        "spread_margin": 0.73,
+        "weight_entropy": "0:0.0048:60",
+        "weight_proximity": "0:0.0032:60",
+    },
 }
 
 

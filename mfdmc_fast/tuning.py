@@ -118,7 +118,7 @@ def search_space(
     if taught:  # predictions of a teacher have no noise, which makes weak loss terms enough
         return {
             **rates,
-            "center_scale": Range(0.4, 1.4),
+            "center_scale": Range(0.2, 1.4),
             "logit_scale": Range(0.05, 1.2),
             "spread_margin": Range(0.2, 1.5, log=False),
             "weight_spread": Range(0.01, 0.2),

@@ -225,7 +225,7 @@ def test_presets_are_settings_that_others_override(name: str) -> None:
 
 
 def test_unknown_presets_are_refused() -> None:
-    with pytest.raises(ConfigError, match="unknown preset 'best'; known are: fast, accurate, balanced"):
+    with pytest.raises(ConfigError, match="unknown preset 'best'; known are: fast, accurate, balanced, interpretable"):
         MFDMC.preset("best")
 
 

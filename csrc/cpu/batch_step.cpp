@@ -2,18 +2,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 namespace mfdmc {
 namespace {
 
-// Pieces of a pass over the rows of one side, at most. Which piece a row is in depends on the batch alone: it is part of
-// the definition of every sum, and more or fewer pieces would round otherwise.
+// Pieces of a pass over the rows of one side. Which piece a row is in depends on the batch alone: it is part of the
+// definition of every sum, and more or fewer pieces would round otherwise. Every one brings overhead that only several
+// tiles are worth.
 constexpr std::int64_t kChunks = 32;
 
-// Pieces of a pass: every one brings overhead that only several tiles are worth.
-std::int64_t chunks_for(std::int64_t n_rows, std::int64_t lanes) {
+std::int64_t item_chunks(std::int64_t n_rows, std::int64_t lanes) {
   return std::clamp<std::int64_t>(n_rows / (4 * lanes), 1, kChunks);
+}
+
+// Of users more where there are many, as what a chunk works with should stay in the second-level cache; and more where
+// few of them have many ratings.
+std::int64_t user_chunks(std::int64_t n_rows, std::int64_t n_ratings, std::int64_t lanes) {
+  constexpr std::int64_t most_rows = 256, worth_ratings = 2048;
+  const std::int64_t tiles = (n_rows + lanes - 1) / lanes;
+  return std::clamp<std::int64_t>(std::max(tiles / 4, n_ratings / worth_ratings), 1,
+                                  std::min(tiles, std::max(kChunks, n_rows / most_rows)));
 }
 
 struct Range {
@@ -27,21 +37,31 @@ Range tiles_of(const BatchSide& side, std::int64_t lanes, std::int64_t n_chunks,
           std::min(side.n_rows, tiles * (c + 1) / n_chunks * lanes)};
 }
 
-// Chunk c of kChunks of the rows of a side such that chunks hold about equally many ratings.
-Range rows_of(const BatchSide& side, std::int64_t n_ratings, std::int64_t c) {
-  const auto row_at = [&](std::int64_t rating) {
-    return std::lower_bound(side.offsets, side.offsets + side.n_rows, rating) - side.offsets;
-  };
-  return {c == 0 ? 0 : row_at(n_ratings * c / kChunks),
-          c + 1 == kChunks ? side.n_rows : row_at(n_ratings * (c + 1) / kChunks)};
-}
-
 // Grows only: memory is not given back between batches, whose sizes hardly differ.
 template <typename T>
-T* at_least(std::vector<T>& buffer, std::int64_t n) {
+T* at_least(AlignedVector<T>& buffer, std::int64_t n) {
   if (static_cast<std::int64_t>(buffer.size()) < n) buffer.resize(n);
   return buffer.data();
 }
+
+// A part of the rows' loss terms: proximity, entropy, l2 and bias_l2, and the sum of squared errors.
+struct LossParts {
+  double terms[4], squares;
+
+  double sum() const { return terms[0] + terms[1] + terms[2] + terms[3] + squares; }
+  void operator+=(const LossParts& other) {
+    for (int t = 0; t < 4; ++t) terms[t] += other.terms[t];
+    squares += other.squares;
+  }
+};
+
+// Where the passes over some rows of a side keep what they hand on to each other, except the embeddings.
+struct RowBuffers {
+  static std::int64_t size(const TrainedSide& side, const LossSetup& loss, std::int64_t n_rows, std::int64_t lanes);
+  // `memory` holds size() floats.
+  static void lay_out(float* memory, const TrainedSide& side, const LossSetup& loss, std::int64_t lanes,
+                      BatchSide& rows);
+};
 
 // The spread of the centers of a side; adds weight * gradient to grad [S, d].
 double spread_and_gradient(const TrainedSide& side, double margin, double weight, double* grad) {
@@ -73,24 +93,26 @@ double spread_and_gradient(const TrainedSide& side, double margin, double weight
 
 }  // namespace
 
-BatchSide BatchStep::SideBuffers::view(const GroupedBatch::SideRows& groups, const TrainedSide& side,
-                                       const LossSetup& loss, std::int64_t lanes, std::int64_t n_chunks) {
-  BatchSide out{};
-  out.n_rows = static_cast<std::int64_t>(groups.rows.size());
-  out.rows = groups.rows.data();
-  out.offsets = groups.offsets.data();
-  const std::int64_t tiles = (out.n_rows + lanes - 1) / lanes;
-  out.embeddings = at_least(embeddings, out.n_rows * loss.padded_dim);
-  out.grad = at_least(grad, out.n_rows * loss.padded_dim);
-  out.bias = at_least(bias, out.n_rows);
-  out.grad_bias = at_least(grad_bias, out.n_rows);
-  if (side.centers) {
-    out.log_weights = at_least(log_weights, tiles * side.total_clusters * lanes);
-    if (loss.sum_views)
-      out.view_embeddings = at_least(view_embeddings, tiles * side.n_views * side.view_dim * lanes);
-    at_least(center_sums, n_chunks * side.total_clusters * (side.view_dim + 1));
-  }
-  return out;
+std::int64_t RowBuffers::size(const TrainedSide& side, const LossSetup& loss, std::int64_t n_rows, std::int64_t lanes) {
+  const std::int64_t rows = (n_rows + lanes - 1) / lanes * lanes;
+  const std::int64_t of_clusters =
+      side.centers ? side.total_clusters + (loss.sum_views ? side.n_views * side.view_dim : 0) : 0;
+  return rows * (of_clusters + loss.padded_dim + 2);
+}
+
+void RowBuffers::lay_out(float* memory, const TrainedSide& side, const LossSetup& loss, std::int64_t lanes,
+                         BatchSide& rows) {
+  const std::int64_t n = (rows.n_rows + lanes - 1) / lanes * lanes;
+  const auto take = [&](std::int64_t per_row) {
+    float* const taken = memory;
+    memory += n * per_row;
+    return taken;
+  };
+  rows.grad = take(loss.padded_dim);
+  if (side.centers) rows.log_weights = take(side.total_clusters);
+  if (side.centers && loss.sum_views) rows.view_embeddings = take(side.n_views * side.view_dim);
+  rows.bias = take(1);
+  rows.grad_bias = take(1);
 }
 
 LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const TrainedCenters& user_centers,
@@ -107,83 +129,110 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     }
     side->center_norms = norms;
   }
-  const TrainedSide trained[2] = {item, user};
-  SideBuffers* const buffers[2] = {&item_, &user_};
-  const GroupedBatch::SideRows* const groups[2] = {&batch.item, &batch.user};
-  BatchSide sides[2];
-  UpdateSetup updates[2] = {setup.update, setup.update};
-  updates[0].gradients = setup.item_gradients;
-  updates[1].gradients = setup.user_gradients;
-  std::int64_t n_chunks[2], per_chunk[2], per_thread = 0;
-  for (int s = 0; s < 2; ++s) {
-    n_chunks[s] = chunks_for(static_cast<std::int64_t>(groups[s]->rows.size()), lanes);
-    sides[s] = buffers[s]->view(*groups[s], trained[s], setup.loss, lanes, n_chunks[s]);
-    per_chunk[s] = trained[s].centers ? trained[s].total_clusters * (trained[s].view_dim + 1) : 0;
-    if (trained[s].centers) per_thread = std::max(per_thread, backward_scratch(trained[s], lanes));
+  UpdateSetup item_update = setup.update, user_update = setup.update;
+  item_update.gradients = setup.item_gradients;
+  user_update.gradients = setup.user_gradients;
+  const LossSetup& loss = setup.loss;
+  BatchSide items{}, users{};
+  items.links = batch.links.data();
+  users.items = batch.items.data();
+  for (auto [side, groups, buffers] :
+       {std::tuple{&items, &batch.item, &item_}, std::tuple{&users, &batch.user, &user_}}) {
+    side->rows = groups->rows.data();
+    side->offsets = groups->offsets.data();
+    side->n_rows = static_cast<std::int64_t>(groups->rows.size());
+    side->embeddings = at_least(buffers->embeddings, side->n_rows * loss.padded_dim);
   }
-  sides[0].links = batch.links.data();
-  sides[1].items = batch.items.data();
-  // The tasks of a pass over the rows, items (side 0) and users side by side, with the pieces of the grouping of the next
-  // batch (side 2) between them: so that a member of the team has the same part of all of them in every pass and batch.
-  const std::int64_t counts[3] = {n_chunks[0], n_chunks[1], next ? next->pieces() : 0};
-  struct Task {
-    int side;
-    std::int64_t chunk;
-  };
-  std::vector<Task> tasks;
-  for (int s : {2, 0, 1})  // equal places: grouping first, its tasks are the longest
-    for (std::int64_t c = 0; c < counts[s]; ++c) tasks.push_back({s, c});
-  std::stable_sort(tasks.begin(), tasks.end(), [&](const Task& a, const Task& b) {
-    return a.chunk * counts[b.side] < b.chunk * counts[a.side];  // by chunk / count
-  });
-  const std::int64_t n_tasks = static_cast<std::int64_t>(tasks.size());
+  RowBuffers::lay_out(at_least(item_rows_, RowBuffers::size(item, loss, items.n_rows, lanes)), item, loss, lanes,
+                      items);
+  const std::int64_t n_item_chunks = item_chunks(items.n_rows, lanes),
+                     n_user_chunks = user_chunks(users.n_rows, n, lanes);
+  const std::int64_t item_sums = item.centers ? item.total_clusters * (item.view_dim + 1) : 0,
+                     user_sums = user.centers ? user.total_clusters * (user.view_dim + 1) : 0;
+  float* const item_center_sums = at_least(item_.center_sums, n_item_chunks * item_sums);
+  float* const user_center_sums = at_least(user_.center_sums, n_user_chunks * user_sums);
+  // of each member of the team: what the backward pass needs, and the rows of a chunk of users
+  std::int64_t scratch_size = 0;
+  for (const TrainedSide* side : {&item, &user})
+    if (side->centers) scratch_size = std::max(scratch_size, backward_scratch(*side, lanes));
+  const std::int64_t most_rows = ((users.n_rows + lanes - 1) / lanes / n_user_chunks + 1) * lanes;
+  const std::int64_t per_member = scratch_size + RowBuffers::size(user, loss, most_rows, lanes);
+  float* const scratch = at_least(scratch_, team.size() * per_member);
   float* const errors = at_least(errors_, n);
-  double terms[2 * kChunks][4] = {}, squares[kChunks] = {};
+  std::vector<LossParts> item_parts(n_item_chunks, LossParts{}), user_parts(n_user_chunks, LossParts{});
+
+  // The tasks of a pass over the items, with the pieces of the grouping of the next batch between them: so that a
+  // member of the team has the same part of both in every pass and batch. Grouping first, its tasks are the longest.
+  const std::int64_t pieces = next ? next->pieces() : 0;
+  std::vector<std::int64_t> tasks;  // a chunk, or ~piece
+  for (std::int64_t c = 0, piece = 0; c < n_item_chunks; ++c) {
+    for (; piece < pieces && piece * n_item_chunks <= c * pieces; ++piece) tasks.push_back(~piece);
+    tasks.push_back(c);
+    if (c + 1 == n_item_chunks)
+      for (; piece < pieces; ++piece) tasks.push_back(~piece);
+  }
+  const std::int64_t n_tasks = static_cast<std::int64_t>(tasks.size());
 
   team.run(n_tasks, [&](std::int64_t task, int) {
-    const auto [s, c] = tasks[task];
-    if (s == 2) return next->count(static_cast<int>(c));
-    const Range r = tiles_of(sides[s], lanes, n_chunks[s], c);
-    kernels_.entity_forward(trained[s], sides[s], setup.loss, updates[s], r.first, r.last, terms[s * kChunks + c]);
+    const std::int64_t c = tasks[task];
+    if (c < 0) return next->count(static_cast<int>(~c));
+    const Range r = tiles_of(items, lanes, n_item_chunks, c);
+    kernels_.entity_forward(item, items, loss, item_update, r.first, r.last, item_parts[c].terms);
   });
-  team.run(kChunks + (next ? 1 : 0), [&](std::int64_t c, int) {
-    if (c == kChunks) return next->place();
-    const Range r = rows_of(sides[1], n, c);
-    squares[c] = kernels_.rating_pass(sides[1], sides[0], setup.loss, batch.ratings, setup.global_mean, r.first, r.last,
-                                      errors);
+  LossParts all{};
+  for (const LossParts& part : item_parts) all += part;
+  std::vector<double> center_grads[2];  // [S, d] of items, users
+  double spread = 0;
+  for (auto [side, grad] : {std::pair{&item, &center_grads[0]}, std::pair{&user, &center_grads[1]}}) {
+    if (!side->centers) continue;
+    grad->assign(side->total_clusters * side->view_dim, 0.0);
+    spread += spread_and_gradient(*side, setup.spread_margin, loss.spread, grad->data());
+  }
+  // Where the loss is not finite, parameters stay as they are, for a diagnosis; except that chunks of users whose part
+  // of it is finite make the step, as they cannot wait for the others.
+  const bool applied = setup.update.optimizer != Optimizer::none, finite_so_far = std::isfinite(all.sum() + spread);
+  team.run(n_user_chunks + (next ? 1 : 0), [&](std::int64_t c, int member) {
+    if (c == n_user_chunks) return next->place();
+    const Range r = tiles_of(users, lanes, n_user_chunks, c);
+    BatchSide chunk = users;
+    chunk.rows += r.first;
+    chunk.offsets += r.first;
+    chunk.embeddings += r.first * loss.padded_dim;
+    chunk.n_rows = r.last - r.first;
+    float* const own = scratch + member * per_member;
+    RowBuffers::lay_out(own + scratch_size, user, loss, lanes, chunk);
+    LossParts& part = user_parts[c];
+    kernels_.entity_forward(user, chunk, loss, user_update, 0, chunk.n_rows, part.terms);
+    part.squares = kernels_.rating_pass(chunk, items, loss, batch.ratings, setup.global_mean, 0, chunk.n_rows, errors);
+    if (applied && !(finite_so_far && std::isfinite(part.sum()))) return;
+    kernels_.entity_backward(user, chunk, items, loss, user_update, errors, 0, chunk.n_rows, own,
+                             user_center_sums + c * user_sums);
   });
 
+  for (const LossParts& part : user_parts) all += part;
   LossValues out{};
-  for (double square : squares) out.mse += square / static_cast<double>(n);
-  for (const auto& part : terms) {
-    out.proximity += part[0];
-    out.entropy += part[1];
-    out.l2 += part[2];
-    out.bias_l2 += part[3];
-  }
-  std::vector<double> center_grads[2];  // [S, d]
-  for (int s = 0; s < 2; ++s) {
-    if (!trained[s].centers) continue;
-    center_grads[s].assign(trained[s].total_clusters * trained[s].view_dim, 0.0);
-    out.spread += spread_and_gradient(trained[s], setup.spread_margin, setup.loss.spread, center_grads[s].data());
-  }
-  out.total = out.mse + setup.loss.spread * out.spread + setup.loss.proximity * out.proximity +
-              setup.loss.entropy * out.entropy + setup.loss.l2 * out.l2 + setup.loss.bias_l2 * out.bias_l2;
-  // as the reference, which sums in float; the parameters stay as they are, for a diagnosis
-  if (setup.update.optimizer != Optimizer::none && !std::isfinite(static_cast<float>(out.total))) return out;
+  out.mse = all.squares / static_cast<double>(n);
+  out.spread = spread;
+  out.proximity = all.terms[0];
+  out.entropy = all.terms[1];
+  out.l2 = all.terms[2];
+  out.bias_l2 = all.terms[3];
+  out.total = out.mse + loss.spread * out.spread + loss.proximity * out.proximity + loss.entropy * out.entropy +
+              loss.l2 * out.l2 + loss.bias_l2 * out.bias_l2;
+  // in float, as the reference sums
+  if (applied && !std::isfinite(static_cast<float>(out.total))) return out;
 
-  float* const scratch = at_least(scratch_, team.size() * per_thread);
   team.run(n_tasks, [&](std::int64_t task, int member) {
-    const auto [s, c] = tasks[task];
-    if (s == 2) return next->fill(static_cast<int>(c));
-    const Range r = tiles_of(sides[s], lanes, n_chunks[s], c);
-    kernels_.entity_backward(trained[s], sides[s], sides[1 - s], setup.loss, updates[s], errors, r.first, r.last,
-                             scratch + member * per_thread, buffers[s]->center_sums.data() + c * per_chunk[s]);
+    const std::int64_t c = tasks[task];
+    if (c < 0) return next->fill(static_cast<int>(~c));
+    const Range r = tiles_of(items, lanes, n_item_chunks, c);
+    kernels_.entity_backward(item, items, users, loss, item_update, errors, r.first, r.last,
+                             scratch + member * per_member, item_center_sums + c * item_sums);
   });
 
   if (user.centers) {
-    step_centers(item, item_centers, item_, n_chunks[0], setup, center_grads[0]);
-    step_centers(user, user_centers, user_, n_chunks[1], setup, center_grads[1]);
+    step_centers(item, item_centers, item_, n_item_chunks, setup, center_grads[0]);
+    step_centers(user, user_centers, user_, n_user_chunks, setup, center_grads[1]);
   }
   return out;
 }
@@ -221,8 +270,7 @@ void BatchStep::step_centers(const TrainedSide& side, const TrainedCenters& cent
         for (std::int64_t c = 0; c < d; ++c) square += grad[k * d + c] * grad[k * d + c];
         centers.row_sum[k] += static_cast<float>(square / static_cast<double>(d));
         const double factor = setup.center_step[step] / (std::sqrt(centers.row_sum[k]) + schedule.epsilon);
-        for (std::int64_t c = 0; c < d; ++c)
-          centers.centers[k * d + c] -= static_cast<float>(factor * grad[k * d + c]);
+        for (std::int64_t c = 0; c < d; ++c) centers.centers[k * d + c] -= static_cast<float>(factor * grad[k * d + c]);
       }
       return;
   }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
 #include "cpu/fused_kernels.hpp"
 #include "cpu/team.hpp"
@@ -29,7 +30,7 @@ struct StepSetup {
   LossSetup loss;
   UpdateSetup update;
   GradientTables user_gradients, item_gradients;  // (none)
-  const float* center_step;  // [steps] as StepSchedule::logit_step, for the centers
+  const float* center_step;                       // [steps] as StepSchedule::logit_step, for the centers
   float spread_margin, global_mean;
 };
 
@@ -39,17 +40,15 @@ class BatchStep {
  public:
   explicit BatchStep(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Loss of the batch at the parameters as they are; then, if it is finite, one step, or gradients with
-  // Optimizer::none. `user` and `item` are FunkMF where their `centers` are null. The stages of `next`, if there is
-  // one, run along with the passes.
+  // Loss of the batch at the parameters as they are, and one step, or gradients with Optimizer::none. If the loss is
+  // not finite, only some users have made the step. `user` and `item` are FunkMF where their `centers` are null. The
+  // stages of `next`, if there is one, run along with the passes.
   LossValues run(const GroupedBatch& batch, TrainedSide user, const TrainedCenters& user_centers, TrainedSide item,
                  const TrainedCenters& item_centers, const StepSetup& setup, Team& team, Grouping* next);
 
  private:
   struct SideBuffers {
-    std::vector<float> log_weights, view_embeddings, embeddings, bias, grad, grad_bias, center_sums, center_norms;
-    BatchSide view(const GroupedBatch::SideRows& groups, const TrainedSide& side, const LossSetup& loss,
-                   std::int64_t lanes, std::int64_t n_chunks);
+    AlignedVector<float> embeddings, center_sums, center_norms;
   };
 
   void step_centers(const TrainedSide& side, const TrainedCenters& centers, const SideBuffers& buffers,
@@ -57,7 +56,7 @@ class BatchStep {
 
   const Kernels& kernels_;
   SideBuffers user_, item_;
-  std::vector<float> errors_, scratch_;
+  AlignedVector<float> item_rows_, errors_, scratch_;
 };
 
 }  // namespace mfdmc

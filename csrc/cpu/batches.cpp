@@ -4,7 +4,7 @@
 #include <numeric>
 #include <utility>
 
-#include "cpu/random_numbers.hpp"
+#include "cpu/split_mix.hpp"
 
 namespace mfdmc {
 void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const float* ratings, std::int64_t n,
@@ -31,11 +31,12 @@ void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const
 void Grouping::count(int piece) {
   Places* const places = places_.data() + piece * n_items_;
   std::fill(places, places + n_items_, Places{0, 0});
-  std::int64_t distinct = 0;
-  for (std::int64_t q = first_of(piece); q < first_of(piece + 1); ++q) {
-    distinct += q == 0 || users_[q] != users_[q - 1];
-    ++places[items_[q]].next;
-  }
+  // as local variables, which the compiler need not read again after every rating
+  const std::int32_t *const users = users_, *const items = items_;
+  const std::int64_t first = first_of(piece), last = first_of(piece + 1);
+  std::int64_t distinct = first == 0;
+  for (std::int64_t q = first > 0 ? first : 1; q < last; ++q) distinct += users[q] != users[q - 1];
+  for (std::int64_t q = first; q < last; ++q) ++places[items[q]].next;
   starts_[piece + 1] = distinct;
 }
 
@@ -64,86 +65,130 @@ void Grouping::place() {
 
 void Grouping::fill(int piece) {
   Places* const places = places_.data() + piece * n_items_;
-  std::int32_t* const items = out_->items.data();
+  const std::int32_t *const users = users_, *const items = items_;
+  std::int32_t* const item_rows = out_->items.data();
   Link* const links = out_->links.data();
+  std::int64_t *const user_rows = out_->user.rows.data(), *const user_offsets = out_->user.offsets.data();
+  const std::int64_t first = first_of(piece), last = first_of(piece + 1);
+  // all links are about to be written, one here and one there: faster when they are in the cache already
+  for (std::int64_t q = 0; q < n_; q += 64 / static_cast<std::int64_t>(sizeof(Link))) __builtin_prefetch(links + q, 1);
   std::int64_t row = starts_[piece] - 1;
-  for (std::int64_t q = first_of(piece); q < first_of(piece + 1); ++q) {
-    if (q == 0 || users_[q] != users_[q - 1]) {
+  std::int32_t user = first == 0 ? -1 : users[first - 1];
+  for (std::int64_t q = first; q < last; ++q) {
+    if (users[q] != user) {
+      user = users[q];
       ++row;
-      out_->user.rows[row] = users_[q];
-      out_->user.offsets[row] = q;
+      user_rows[row] = user;
+      user_offsets[row] = q;
     }
-    Places& place = places[items_[q]];
-    items[q] = place.row;
+    Places& place = places[items[q]];
+    item_rows[q] = place.row;
     links[place.next++] = {static_cast<std::int32_t>(q), static_cast<std::int32_t>(row)};
   }
 }
 
-Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once)
+Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once,
+               const Kernels& kernels)
     : store_(store),
       n_batches_(n_batches),
       n_runs_((store.size() + n_batches - 1) / n_batches),
       together_(std::clamp<std::int64_t>(at_once / n_runs_, 1, n_batches)),
-      seed_(seed) {}
+      seed_(seed),
+      kernels_(kernels) {}
 
 void Dealer::deal(std::int64_t b, Team& team) {
   first_ = b;
   last_ = std::min(n_batches_, b + together_);
-  const std::int64_t n = store_.size();
   users_.resize(n_runs_ * together_);
   items_.resize(n_runs_ * together_);
   ratings_.resize(n_runs_ * together_);
   const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch_);
-  constexpr std::int64_t block = 1024;  // runs
-  std::vector<std::int32_t> scratch(team.size() * 3 * n_batches_);
-  // as plain pointers, which the compiler need not read again after every rating
+  const std::int64_t block = n_batches_ <= kShortRun ? kShortRunsTogether : 1024;  // runs
+  const std::int64_t per_member = std::max(kShortRunsTogether * kShortRun, 3 * n_batches_);
+  std::vector<std::int32_t> scratch(team.size() * per_member);
+  team.run((n_runs_ + block - 1) / block, [&, this](std::int64_t index, int member) {
+    std::int32_t* const own = scratch.data() + member * per_member;
+    const std::int64_t first = index * block, whole = store_.size() / n_batches_;
+    if (n_batches_ > kShortRun) return deal_runs(stream, first, std::min(n_runs_, first + block), own);
+    deal_short_runs(stream, first, std::min(whole, first + block), own);
+    if (whole < first + block && whole < n_runs_) deal_runs(stream, whole, n_runs_, own);
+  });
+}
+
+std::int64_t Dealer::user_at(std::int64_t rating) const {
+  return std::upper_bound(store_.user_offsets, store_.user_offsets + store_.n_users + 1, rating) - store_.user_offsets -
+         1;
+}
+
+void Dealer::deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* scratch) {
+  // as local variables, which the compiler need not read again after every rating
   std::int32_t *const users = users_.data(), *const items = items_.data();
   float* const ratings = ratings_.data();
   const std::int64_t n_batches = n_batches_, n_runs = n_runs_, first_batch = first_, last_batch = last_;
   const RatingStore store = store_;
-  team.run((n_runs + block - 1) / block, [=, &scratch](std::int64_t index, int member) {
-    std::int32_t* const permutation = scratch.data() + member * 3 * n_batches;  // [n_batches]
-    std::int32_t* const swaps = permutation + n_batches;                        // [n_batches]
-    std::int32_t* const user_of = swaps + n_batches;                            // [n_batches]
-    const std::int64_t first = index * block;
-    std::int64_t user =
-        std::upper_bound(store.user_offsets, store.user_offsets + store.n_users + 1, first * n_batches) -
-        store.user_offsets - 1;
-    for (std::int64_t run = first; run < std::min(n_runs, first + block); ++run) {
-      const std::int64_t start = run * n_batches, there = std::min(n_batches, n - start);
-      // loops of their own, so that the processor works ahead in the first while it waits in the second
-      for (std::int64_t k = 0; k < n_batches; ++k) {
-        const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
-        swaps[k] = static_cast<std::int32_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
-      }
-      for (std::int64_t k = 0; k < n_batches; ++k) {
-        permutation[k] = permutation[swaps[k]];
-        permutation[swaps[k]] = static_cast<std::int32_t>(k);
-      }
-      for (std::int64_t k = 0; k < there;) {
-        while (start + k >= store.user_offsets[user + 1]) ++user;
-        const std::int64_t upto = std::min(there, store.user_offsets[user + 1] - start);
-        for (; k < upto; ++k) user_of[k] = static_cast<std::int32_t>(user);
-      }
-      for (std::int64_t b = first_batch; b < last_batch; ++b) {
-        const std::int64_t k = permutation[b], to = (b - first_batch) * n_runs + run;
-        if (k >= there) {  // only in the last run
-          users[to] = -1;
-          continue;
-        }
-        users[to] = user_of[k];
-        items[to] = store.items[start + k];
-        ratings[to] = store.ratings[start + k];
-      }
+  std::int32_t* const permutation = scratch;            // [n_batches]
+  std::int32_t* const swaps = permutation + n_batches;  // [n_batches]
+  std::int32_t* const user_of = swaps + n_batches;      // [n_batches]
+  std::int64_t user = user_at(first * n_batches);
+  for (std::int64_t run = first; run < last; ++run) {
+    const std::int64_t start = run * n_batches, there = std::min(n_batches, store.size() - start);
+    // loops of their own, so that the processor works ahead in the first while it waits in the second
+    for (std::int64_t k = 0; k < n_batches; ++k) {
+      const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
+      swaps[k] = static_cast<std::int32_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
     }
-  });
+    for (std::int64_t k = 0; k < n_batches; ++k) {
+      permutation[k] = permutation[swaps[k]];
+      permutation[swaps[k]] = static_cast<std::int32_t>(k);
+    }
+    for (std::int64_t k = 0; k < there;) {
+      while (start + k >= store.user_offsets[user + 1]) ++user;
+      const std::int64_t upto = std::min(there, store.user_offsets[user + 1] - start);
+      for (; k < upto; ++k) user_of[k] = static_cast<std::int32_t>(user);
+    }
+    for (std::int64_t b = first_batch; b < last_batch; ++b) {
+      const std::int64_t k = permutation[b], to = (b - first_batch) * n_runs + run;
+      if (k >= there) {  // only in the last run
+        users[to] = -1;
+        continue;
+      }
+      users[to] = user_of[k];
+      items[to] = store.items[start + k];
+      ratings[to] = store.ratings[start + k];
+    }
+  }
+}
+
+void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* user_of) {
+  if (first >= last) return;
+  const std::int64_t n_batches = n_batches_, start = first * n_batches, end = last * n_batches;
+  std::int64_t user = user_at(start);
+  for (std::int64_t k = start; k < end; ++user) {
+    const std::int64_t upto = std::min(end, store_.user_offsets[user + 1]);
+    for (; k < upto; ++k) user_of[k - start] = static_cast<std::int32_t>(user);
+  }
+  std::uint64_t permutations[kShortRunsTogether];
+  kernels_.short_permutations(stream, n_batches, first, last - first, permutations);
+  const std::int32_t* const store_items = store_.items + start;
+  const float* const store_ratings = store_.ratings + start;
+  for (std::int64_t b = first_; b < last_; ++b) {
+    const std::int64_t to = (b - first_) * n_runs_ + first;
+    std::int32_t *const users = users_.data() + to, *const items = items_.data() + to;
+    float* const ratings = ratings_.data() + to;
+    for (std::int64_t run = 0; run < last - first; ++run) {
+      const std::int64_t k = run * n_batches + static_cast<std::int64_t>(permutations[run] >> (4 * b) & 15);
+      users[run] = user_of[k];
+      items[run] = store_items[k];
+      ratings[run] = store_ratings[k];
+    }
+  }
 }
 
 void Dealer::begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const {
   const std::int64_t at = (b - first_) * n_runs_;
   const std::int64_t n = n_runs_ - (users_[at + n_runs_ - 1] < 0);
-  grouping.begin(users_.data() + at, items_.data() + at, ratings_.data() + at, n, store_.n_users,
-                 store_.n_items, n_pieces, out);
+  grouping.begin(users_.data() + at, items_.data() + at, ratings_.data() + at, n, store_.n_users, store_.n_items,
+                 n_pieces, out);
 }
 
 void group_pairs(const std::int64_t* users, const std::int64_t* items, const float* ratings, std::int64_t n,

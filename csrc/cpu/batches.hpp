@@ -64,7 +64,8 @@ class Grouping {
 class Dealer {
  public:
   // n_batches is at most 65,536; about `at_once` ratings are dealt at a time, 12 bytes each.
-  Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once);
+  Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once,
+         const Kernels& kernels);
 
   void start_epoch(std::uint64_t epoch) {
     epoch_ = epoch;
@@ -77,9 +78,17 @@ class Dealer {
   void begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const;
 
  private:
+  // Runs [first, last); `scratch` is [3, n_batches].
+  void deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* scratch);
+  // The same for whole runs, at most kShortRunsTogether of at most kShortRun ratings; `user_of` is [runs, n_batches].
+  // Batch by batch, so that the processor sees few places of memory grow at a time.
+  void deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* user_of);
+  std::int64_t user_at(std::int64_t rating) const;
+
   RatingStore store_;
   std::int64_t n_batches_, n_runs_, together_;  // together_: batches that are dealt at once
   std::uint64_t seed_, epoch_ = 0;
+  const Kernels& kernels_;
   std::int64_t first_ = 0, last_ = 0;        // the batches that are dealt
   std::vector<std::int32_t> users_, items_;  // [together, runs]
   std::vector<float> ratings_;               // [together, runs]

@@ -6,6 +6,7 @@
 //                    ratings, the sum of e z_item
 //   entity backward  each distinct item: the same sum of e z_user; each distinct user and item: gradients of logits and
 //                    bias, applied by the optimizer at once; its part of the gradient of the centers
+// A BatchSide may hold a part of the batch's users only, as all three passes do on one chunk of them after the other.
 // Rows (distinct entities) are taken kLanes at a time, a "tile", and turned cluster-major, so that ragged views are
 // plain loops over clusters.
 #pragma once
@@ -23,6 +24,9 @@ enum class Optimizer {
 };
 
 constexpr std::int32_t kPowers = 256;
+
+// Ratings of a run whose permutation fits in 64 bits, and runs that are dealt at once.
+constexpr std::int64_t kShortRun = 16, kShortRunsTogether = 64;
 
 // What a step needs besides the gradient; the arrays are indexed by step, from 0.
 struct StepSchedule {
@@ -126,6 +130,10 @@ struct Kernels {
   // Writes to sums [S] the assignment weights of rows [first, last) of the table, added up over the rows that `among`
   // [n] names.
   void (*weight_sums)(const TrainedSide&, const bool* among, std::int64_t first, std::int64_t last, double* sums);
+  // The permutations of runs [first, first + n_runs), at most kShortRunsTogether, each of n <= kShortRun numbers, in four
+  // bits each from the lowest on. `permutations` has room for kShortRunsTogether.
+  void (*short_permutations)(std::uint64_t stream, std::int64_t n, std::int64_t first, std::int64_t n_runs,
+                             std::uint64_t* permutations);
   GibbsKernels gibbs;
 };
 

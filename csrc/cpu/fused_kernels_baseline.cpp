@@ -5,7 +5,7 @@
 namespace mfdmc {
 
 const Kernels kernels_baseline = {"baseline", kLanes, entity_forward, rating_pass, entity_backward,
-                                  catch_up, weight_sums,
+                                  catch_up, weight_sums, short_permutations,
                                   {sample_rows, sample_features, squared_errors, add_predictions}};
 
 }  // namespace mfdmc

@@ -3,6 +3,7 @@
 
 #include "cpu/fused_kernels.hpp"
 #include "cpu/row_optimizers.hpp"
+#include "cpu/short_permutations.hpp"
 #include "cpu/simd.hpp"
 #include "cpu/tiles.hpp"
 
@@ -18,7 +19,24 @@ inline void entropy_scales(const TrainedSide& side, float* scales /* [V] */) {
   }
 }
 
-// What all rows of a tile have in common, of MFDMC and of FunkMF: share of the ratings and the biases' part of the loss.
+// The sum of a(c) b(c) over the d columns of a view. Where d = `dim` is known, in four sums: one alone would make every
+// addition wait for the one before it.
+template <std::int64_t dim, typename A, typename B>
+inline Vec sum_of_products(std::int64_t d, A a, B b) {
+  if constexpr (dim < 8) {
+    Vec sum = a(0) * b(0);
+    for (std::int64_t c = 1; c < (dim ? dim : d); ++c) sum += a(c) * b(c);
+    return sum;
+  } else {
+    Vec sums[4] = {a(0) * b(0), a(1) * b(1), a(2) * b(2), a(3) * b(3)};
+#pragma GCC unroll 16
+    for (std::int64_t c = 4; c < dim; ++c) sums[c % 4] += a(c) * b(c);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  }
+}
+
+// What all rows of a tile have in common, of MFDMC and of FunkMF: share of the ratings and the biases' part of the
+// loss.
 struct TileBias {
   Vec share, square;  // share * bias^2
 };
@@ -110,12 +128,9 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
       const Vec log_total = log_from_one(total), inverse = splat(1.0f) / total;
       // two differences: the sum of `largest` and `log_total` would round where logits are large
       for (std::int64_t k = k0; k < k1; ++k) store(log_weights + k * kLanes, (tile[k] - largest) - log_total);
-      Vec square{};
-      for (std::int64_t c = 0; c < d; ++c) {
-        const Vec zc = role[c] * inverse;
-        square += zc * zc;
-        z[v * d + c] = zc;
-      }
+      for (std::int64_t c = 0; c < d; ++c) z[v * d + c] = role[c] *= inverse;
+      const auto role_at = [&](std::int64_t c) { return role[c]; };
+      const Vec square = sum_of_products<dim>(d, role_at, role_at);
       proximity += weighted_norm * inverse - square;
       entropy += (log_total - weighted_log * inverse) * splat(scales[v]);
     }
@@ -202,8 +217,7 @@ class GradientSum {
     if constexpr (width)
       for (std::int64_t c = 0; c < width; ++c) sums_[c] += splat(error) * load(z + c * kLanes);
     else
-      for (std::int64_t c = 0; c < padded_dim_; c += kLanes)
-        store(to_ + c, load(to_ + c) + splat(error) * load(z + c));
+      for (std::int64_t c = 0; c < padded_dim_; c += kLanes) store(to_ + c, load(to_ + c) + splat(error) * load(z + c));
   }
 
   void finish() {
@@ -225,31 +239,41 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
   const std::int64_t padded_dim = width ? width * kLanes : loss.padded_dim;
   const Vec scale = splat(2.0f / static_cast<float>(loss.batch_size));
   const std::int64_t begin = user.offsets[first], end = user.offsets[last];
+  const std::int32_t* const items = user.items;
+  const float* const z_items = item.embeddings;
   double squares = 0;
   Vec square{};
-  std::int64_t row = first, row_end = user.offsets[first + 1];  // of the rating whose prediction is next
-  std::int64_t summed = first, summed_end = row_end;            // of the rating whose gradient is next
+  std::int64_t row = first - 1, row_end = begin;                      // of the rating whose prediction is next
+  const float* z_user = nullptr;                                      // of that row
+  float row_bias = 0;                                                 // of that row, and the mean
+  std::int64_t summed = first, summed_end = user.offsets[first + 1];  // of the rating whose gradient is next
   GradientSum<width> sum(user, first, padded_dim);
   for (std::int64_t b = begin; b < end; b += kLanes) {
     const std::int64_t n = least(kLanes, end - b);
-    alignas(64) float base[kLanes], scaled[kLanes];  // base: what is known without z
-    const float* z_item[kLanes];
+    alignas(64) float known[kLanes], scaled[kLanes];  // known: of a prediction without z
     Vec products[kLanes];
-#pragma GCC unroll 16
-    for (std::int64_t r = 0; r < kLanes; ++r) {
-      const std::int64_t q = b + least(r, n - 1);  // a short tile repeats its last rating
-      if (q == row_end) row_end = user.offsets[++row + 1];
-      const std::int32_t i = user.items[q];
-      const float *a = user.embeddings + row * padded_dim, *c = item.embeddings + i * padded_dim;
-      z_item[r] = c;
-      base[r] = user.bias[row] + item.bias[i] + global_mean - ratings[q];
-      Vec product = load(a) * load(c);
-      for (std::int64_t j = kLanes; j < padded_dim; j += kLanes) product += load(a + j) * load(c + j);
+    const auto predict = [&](std::int64_t q, std::int64_t r) {
+      if (q == row_end) {
+        row_end = user.offsets[++row + 1];
+        z_user = user.embeddings + row * padded_dim;
+        row_bias = user.bias[row] + global_mean;
+      }
+      const std::int64_t i = items[q];
+      const float* const z = z_items + i * padded_dim;
+      known[r] = row_bias + item.bias[i];
+      Vec product = load(z_user) * load(z);
+      for (std::int64_t j = kLanes; j < padded_dim; j += kLanes) product += load(z_user + j) * load(z + j);
       products[r] = product;
+    };
+    if (n == kLanes) {
+#pragma GCC unroll 16
+      for (std::int64_t r = 0; r < kLanes; ++r) predict(b + r, r);
+    } else {
+      for (std::int64_t r = 0; r < kLanes; ++r) predict(b + least(r, n - 1), r);  // repeats the last rating
     }
     for (std::int64_t q = b + kLanes; q < least(b + 2 * kLanes, end); ++q)
-      prefetch(item.embeddings + user.items[q] * padded_dim, padded_dim);
-    const Vec error = sums_of_rows(products) + load(base);
+      prefetch(z_items + items[q] * padded_dim, padded_dim);
+    const Vec error = sums_of_rows(products) + load(known) - load_part(ratings + b, n);
     store(scaled, error * scale);
     store_part(errors + b, error * scale, n);
     if (n < kLanes) {
@@ -263,7 +287,7 @@ double rating_pass_of(const BatchSide& user, const BatchSide& item, const LossSe
         sum = GradientSum<width>(user, ++summed, padded_dim);
         summed_end = user.offsets[summed + 1];
       }
-      sum.add(scaled[r], z_item[r]);
+      sum.add(scaled[r], z_items + items[b + r] * padded_dim);
     }
   }
   sum.finish();
@@ -337,7 +361,8 @@ inline void prefetch_state(const TrainedSide& side, const UpdateSetup& update, c
 
 inline Vec bias_gradient(const BatchSide& batch, const LossSetup& loss, std::int64_t t, std::int64_t n_rows,
                          Vec share) {
-  return load_part(batch.grad_bias + t, n_rows) + splat(2.0f * loss.bias_l2) * share * load_part(batch.bias + t, n_rows);
+  return load_part(batch.grad_bias + t, n_rows) +
+         splat(2.0f * loss.bias_l2) * share * load_part(batch.bias + t, n_rows);
 }
 
 void factor_backward(const TrainedSide& side, const BatchSide& batch, const BatchSide& other, const LossSetup& loss,
@@ -359,27 +384,27 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Batc
   }
 }
 
-// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a: a matrix product with the
-// sums of `block` clusters in registers.
-template <std::int64_t dim, std::int64_t block>
+// Adds to sums [S, d + 1] the products of the weights of some tiles with their h and 2 a, for the clusters of a view
+// from k on and `n` columns from `first` on: a matrix product with the sums of `block` clusters in registers.
+template <std::int64_t dim, std::int64_t block, std::int64_t first, std::int64_t n>
 void add_center_sums(const TrainedSide& side, const float* weights /* [tiles, S, kLanes] */,
                      const float* h /* [tiles, V d + 1, kLanes] */, std::int64_t n_tiles, std::int64_t v,
                      std::int64_t k, float* sums) {
   const std::int64_t s = side.total_clusters, columns = side.n_views * dim + 1, k1 = side.view_offsets[v + 1];
   for (; k + block <= k1; k += block) {
-    Vec acc[block][dim + 1];
+    Vec acc[block][n];
 #pragma GCC unroll 8
     for (std::int64_t j = 0; j < block; ++j)
 #pragma GCC unroll 17
-      for (std::int64_t c = 0; c <= dim; ++c) acc[j][c] = load(sums + ((k + j) * (dim + 1) + c) * kLanes);
+      for (std::int64_t c = 0; c < n; ++c) acc[j][c] = load(sums + ((k + j) * (dim + 1) + first + c) * kLanes);
     for (std::int64_t tile = 0; tile < n_tiles; ++tile) {
       const float* const row = h + tile * columns * kLanes;
       Vec w[block];
 #pragma GCC unroll 8
       for (std::int64_t j = 0; j < block; ++j) w[j] = load(weights + (tile * s + k + j) * kLanes);
 #pragma GCC unroll 17
-      for (std::int64_t c = 0; c <= dim; ++c) {
-        const Vec x = load(row + (c < dim ? v * dim + c : columns - 1) * kLanes);
+      for (std::int64_t c = 0; c < n; ++c) {
+        const Vec x = load(row + (first + c < dim ? v * dim + first + c : columns - 1) * kLanes);
 #pragma GCC unroll 8
         for (std::int64_t j = 0; j < block; ++j) acc[j][c] += w[j] * x;
       }
@@ -387,9 +412,19 @@ void add_center_sums(const TrainedSide& side, const float* weights /* [tiles, S,
 #pragma GCC unroll 8
     for (std::int64_t j = 0; j < block; ++j)
 #pragma GCC unroll 17
-      for (std::int64_t c = 0; c <= dim; ++c) store(sums + ((k + j) * (dim + 1) + c) * kLanes, acc[j][c]);
+      for (std::int64_t c = 0; c < n; ++c) store(sums + ((k + j) * (dim + 1) + first + c) * kLanes, acc[j][c]);
   }
-  if constexpr (block > 1) add_center_sums<dim, block / 2>(side, weights, h, n_tiles, v, k, sums);
+  if constexpr (block > 1) add_center_sums<dim, block / 2, first, n>(side, weights, h, n_tiles, v, k, sums);
+}
+
+// The same for all clusters of a view and the columns from `first` on, as many at a time as there are registers for.
+template <std::int64_t dim, std::int64_t first = 0>
+void add_view_sums(const TrainedSide& side, const float* weights, const float* h, std::int64_t n_tiles, std::int64_t v,
+                   float* sums) {
+  constexpr std::int64_t block = kLanes < 16 ? 2 : 4, most = kLanes < 16 ? 5 : 6, left = dim + 1 - first;
+  constexpr std::int64_t n = (left + (left + most - 1) / most - 1) / ((left + most - 1) / most);
+  add_center_sums<dim, block, first, n>(side, weights, h, n_tiles, v, side.view_offsets[v], sums);
+  if constexpr (n < left) add_view_sums<dim, first + n>(side, weights, h, n_tiles, v, sums);
 }
 
 // The same for any d.
@@ -416,9 +451,9 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
   Vec tile[kMaxColumns], q[kMaxColumns], z[kMaxColumns], g[kMaxColumns];
   float scales[kMaxColumns];
   entropy_scales(side, scales);
-  float* const sums = scratch;                                            // [S, d + 1, kLanes]
-  float* const all_weights = sums + s * (d + 1) * kLanes;                 // [kTilesTogether, S, kLanes]
-  float* const all_h = all_weights + kTilesTogether * s * kLanes;         // [kTilesTogether, V d + 1, kLanes]
+  float* const sums = scratch;                                     // [S, d + 1, kLanes]
+  float* const all_weights = sums + s * (d + 1) * kLanes;          // [kTilesTogether, S, kLanes]
+  float* const all_h = all_weights + kTilesTogether * s * kLanes;  // [kTilesTogether, V d + 1, kLanes]
   std::memset(sums, 0, s * (d + 1) * kLanes * sizeof(float));
   std::int64_t together = 0;
   for (std::int64_t t = first; t < last; t += kLanes) {
@@ -462,7 +497,8 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
         const float* center = side.centers + k * d;
         // the entropy's gradient at A_k is -scale w (ln w + H): as if ∂/∂w were -scale ln w
         Vec qk = a * splat(side.center_norms[k]) - entropy_scale * log_w;
-        for (std::int64_t c = 0; c < d; ++c) qk += h[c] * splat(center[c]);
+        qk += sum_of_products<dim>(
+            d, [&](std::int64_t c) { return h[c]; }, [&](std::int64_t c) { return splat(center[c]); });
         const Vec difference = qk - origin;
         const auto heavier = w > heaviest;
         mean += (heavier ? -total : w) * difference;
@@ -479,8 +515,7 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
     if (++together < kTilesTogether && t + kLanes < last) continue;
     for (std::int64_t v = 0; v < n_views; ++v) {
       if constexpr (dim)
-        add_center_sums<dim, (kLanes < 16 ? 10 : 20) / (dim + 1) >= 4 ? 4 : (kLanes < 16 ? 10 : 20) / (dim + 1) >= 2 ? 2 : 1>(
-            side, all_weights, all_h, together, v, side.view_offsets[v], sums);
+        add_view_sums<dim>(side, all_weights, all_h, together, v, sums);
       else
         add_center_sums_of_any_dim(side, all_weights, all_h, together, v, sums);
     }

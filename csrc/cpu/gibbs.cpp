@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/random_numbers.hpp"
+#include "cpu/split_mix.hpp"
 
 namespace mfdmc {
 namespace {

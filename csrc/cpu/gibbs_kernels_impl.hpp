@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/gibbs_kernels.hpp"
-#include "cpu/random_numbers.hpp"
+#include "cpu/split_mix.hpp"
 #include "cpu/simd.hpp"
 #include "cpu/tiles.hpp"
 

@@ -8,14 +8,37 @@
 namespace mfdmc {
 namespace {
 
-// A function of up to kLanes numbers of a row and its moments, in place.
+// A function of the numbers of a row and their moments, in place: function(c, x, m, v) works on kLanes of them from
+// column c on. The last of a row are taken together with some before them, which are loaded before and stored after
+// they have been worked on by themselves and so get the same values twice: parts of registers would take longer.
 template <typename Function>
-inline void update_moments(float* p, float* m, float* v, std::int64_t n, Function function) {
-  Vec x = load_part(p, n), first = load_part(m, n), second = load_part(v, n);
-  function(x, first, second);
-  store_part(p, x, n);
-  store_part(m, first, n);
-  store_part(v, second, n);
+inline void update_moments(float* x, float* m, float* v, std::int64_t n, Function function) {
+  struct Block {
+    Vec x, m, v;
+  };
+  if (n < kLanes) {
+    Block block = {load_part(x, n), load_part(m, n), load_part(v, n)};
+    function(0, block.x, block.m, block.v);
+    store_part(x, block.x, n);
+    store_part(m, block.m, n);
+    store_part(v, block.v, n);
+    return;
+  }
+  const auto work = [&](std::int64_t c) {
+    Block block = {load(x + c), load(m + c), load(v + c)};
+    function(c, block.x, block.m, block.v);
+    return block;
+  };
+  const auto put = [&](std::int64_t c, const Block& block) {
+    store(x + c, block.x);
+    store(m + c, block.m);
+    store(v + c, block.v);
+  };
+  const std::int64_t whole = n - n % kLanes;
+  Block last;
+  if (whole < n) last = work(n - kLanes);
+  for (std::int64_t c = 0; c < whole; c += kLanes) put(c, work(c));
+  if (whole < n) put(n - kLanes, last);
 }
 
 // numerator / (sqrt(v) * root + epsilon)
@@ -54,29 +77,29 @@ struct AdamStep {
     x -= adam_quotient(size * m, v, root, epsilon);
   }
 
-  // A row whose moments, though not the row itself, are still as they were `missed` steps ago; grad_at(c) is its gradient
-  // from column c on.
+  // A row whose moments, though not the row itself, are still as they were `missed` steps ago; grad_at(c) is its
+  // gradient from column c on.
   template <typename GradAt>
   void on_row(const StepSchedule& schedule, std::int32_t missed, std::int64_t n, float* x, float* m, float* v,
               GradAt grad_at) const {
     const Vec fading1 = splat(power1(schedule, missed)), fading2 = splat(power2(schedule, missed));
-    for (std::int64_t c = 0; c < n; c += kLanes)
-      update_moments(x + c, m + c, v + c, least(kLanes, n - c), [&](Vec& row, Vec& first, Vec& second) {
-        if (missed > 0) {
-          first *= fading1;
-          second *= fading2;
-        }
-        (*this)(grad_at(c), row, first, second);
-      });
+    update_moments(x, m, v, n, [&](std::int64_t c, Vec& row, Vec& first, Vec& second) {
+      if (missed > 0) {
+        first *= fading1;
+        second *= fading2;
+      }
+      (*this)(grad_at(c), row, first, second);
+    });
   }
 };
 
 // Steps of Adam with zero gradient: those that a row has missed.
 //
-// A missed step multiplies m by beta1 and v by beta2, and moves x by size_t m_t / (sqrt(v_t) root_t + epsilon). With c_t =
-// size_t beta1^j and r_t = root_t beta2^(j/2) after j steps, many of them move x by m sum_t c_t f(r_t), where f(r) = 1 /
-// (sqrt(v) r + epsilon). r_t hardly changes while c_t fades, so f is taken at two points only, which have the mean and
-// the variance of r_t under the weights c_t. In the first 256 steps root_t still falls fast, so they go one by one.
+// A missed step multiplies m by beta1 and v by beta2, and moves x by size_t m_t / (sqrt(v_t) root_t + epsilon). With
+// c_t = size_t beta1^j and r_t = root_t beta2^(j/2) after j steps, many of them move x by m sum_t c_t f(r_t), where
+// f(r) = 1 / (sqrt(v) r + epsilon). r_t hardly changes while c_t fades, so f is taken at two points only, which have
+// the mean and the variance of r_t under the weights c_t. In the first 256 steps root_t still falls fast, so they go
+// one by one.
 class MissedSteps {
  public:
   explicit MissedSteps(const StepSchedule& schedule) : schedule_(schedule) {
@@ -190,8 +213,7 @@ void catch_up(const TrainedSide& side, const StepSchedule& schedule, std::int32_
 inline Vec adagrad_factor(Vec mean_square, Vec& sum, float step_size, float epsilon) {
   sum += mean_square;
   Vec factor;
-  for (std::int64_t lane = 0; lane < kLanes; ++lane)
-    factor[lane] = step_size / (__builtin_sqrtf(sum[lane]) + epsilon);
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) factor[lane] = step_size / (__builtin_sqrtf(sum[lane]) + epsilon);
   return factor;
 }
 
@@ -222,7 +244,8 @@ inline void update_biases(const TrainedSide& side, const UpdateSetup& update, co
       if (!side.bias) return;
       Vec sum = gather(side.bias_sum, rows, n_rows);
       const Vec x = gather(side.bias, rows, n_rows);
-      const Vec factor = adagrad_factor(grad * grad, sum, update.schedule.bias_step[update.step], update.schedule.epsilon);
+      const Vec factor =
+          adagrad_factor(grad * grad, sum, update.schedule.bias_step[update.step], update.schedule.epsilon);
       scatter(side.bias, rows, n_rows, x - factor * grad);
       scatter(side.bias_sum, rows, n_rows, sum);
       return;

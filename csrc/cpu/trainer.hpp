@@ -13,7 +13,7 @@ class Trainer {
  public:
   Trainer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t dealt_at_once,
           const Kernels& kernels)
-      : n_batches_(n_batches), dealer_(store, n_batches, seed, dealt_at_once), step_(kernels) {}
+      : n_batches_(n_batches), dealer_(store, n_batches, seed, dealt_at_once, kernels), step_(kernels) {}
 
   void start_epoch(std::uint64_t epoch) {
     dealer_.start_epoch(epoch);

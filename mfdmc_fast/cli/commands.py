@@ -162,7 +162,6 @@ _command(
     "crossval",
     [
         "mfdmc crossval ml-100k --folds official --preset accurate",
-        "mfdmc crossval ml-100k --folds official --preset accurate --users ml-100k/u.user --items ml-100k/u.item",
         "mfdmc crossval ratings.csv --folds 5 --seed 1 --json",
         "mfdmc crossval ratings.parquet --folds column:fold --model bayesian --baseline funkmf",
     ],

@@ -85,10 +85,10 @@ def crossval(
         )
         columns = ["fold", "RMSE", "MAE", "epochs", "seconds", "clusters left", "pruned"]
         rows = [fold_row(fold) for fold in result.folds]
-        if comparison is not None:
-            columns += [f"RMSE of {baseline}", "difference"]
-            for row, rmse, difference in zip(rows, comparison.fold_rmse, comparison.differences, strict=True):
-                row += [rmse, difference]
+        if comparison is not None:  # MAE and epochs would make it too wide
+            columns = ["fold", "RMSE", str(baseline), "difference", *columns[4:]]
+            pairs = zip(rows, comparison.fold_rmse, comparison.differences, strict=True)
+            rows = [[*row[:2], rmse, difference, *row[4:]] for row, rmse, difference in pairs]
         output.table(title, columns, rows)
         if comparison is not None:
             interval = comparison.interval

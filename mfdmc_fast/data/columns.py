@@ -124,7 +124,7 @@ def pairs_from_table(table: SourceTable, roles: dict[Role, int]) -> tuple[np.nda
 
 
 def ids_from_table(table: SourceTable, at: int) -> np.ndarray:
-    """The distinct ids [n] in a column of a table; a bad row or a repeated id raises DataError."""
+    """The distinct ids [n] in a column of a table with one row for each; DataError for a bad row or a repeated id."""
     column = plain_ids(decoded(table.columns[at]), table.source, table.label(at))
     faults = [_Fault("id", column.is_null().to_numpy(), _NO_ID)]
     if table.malformed or faults[0].mask.any():

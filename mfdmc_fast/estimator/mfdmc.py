@@ -131,10 +131,10 @@ class MFDMC(RatingEstimator):
 
     @classmethod
     def preset(cls, name: str, **settings: Any) -> Self:
-        """An estimator with named settings: `fast` (the defaults: trained on the ratings), `accurate` and `balanced`.
+        """An estimator with named settings: `fast` (the defaults), `accurate`, `balanced` or `interpretable`.
 
-        The last two learn from a Bayesian teacher: `accurate` for the lowest RMSE, `balanced` with sharper assignments
-        and pruned clusters at a small cost.
+        `fast` trains on the ratings, the others learn from a Bayesian teacher: `accurate` for the lowest RMSE,
+        `balanced` with sharper assignments, `interpretable` with sharp ones.
 
         Args:
             name: of the preset.

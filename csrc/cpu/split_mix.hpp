@@ -1,15 +1,17 @@
-// Random numbers by position: any of a stream's can be computed by itself, so results do not depend on threads.
+// A hash as the source of random numbers: any number of a sequence can be computed by itself, so results do not depend on
+// threads.
 #pragma once
 
 #include <cstdint>
 
 namespace mfdmc {
-namespace {  // as in simd.hpp: no function of code for one instruction set may stand in for another's
+namespace {  // one copy for each instruction set that includes it
 
 constexpr std::uint64_t kGolden = 0x9E3779B97F4A7C15u;
 
-// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014).
-inline std::uint64_t mix(std::uint64_t x) {
+// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014), of a number or of a vector of them.
+template <typename Word>
+inline Word mix(Word x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
   return x ^ (x >> 31);
