@@ -1,4 +1,4 @@
-"""Error measures by hand, their accumulation in double precision, and what they refuse."""
+"""Error and ranking measures by hand, their accumulation in double precision, and what they refuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mfdmc_fast.errors import DataError
-from mfdmc_fast.metrics import mae, rmse
+from mfdmc_fast.metrics import mae, ndcg_at, recall_at, rmse
 
 
 def test_by_hand() -> None:
@@ -58,3 +58,39 @@ def test_integers_do_not_wrap() -> None:
 def test_refusals(predictions: Any, ratings: Any, message: str, measure: Callable[..., float]) -> None:
     with pytest.raises(DataError, match=message):
         measure(predictions, ratings)
+
+
+def test_rankings_by_hand() -> None:
+    hits = [[True, False, True], [False, False, False], [True, True, False]]
+    relevant = [3, 1, 2]
+    # discounts of the ranks 1, 2, 3: 1, 1 / log2(3) = 0.63093, 1 / 2
+    three = 1 + 0.6309297535714575 + 0.5
+    np.testing.assert_allclose(ndcg_at(hits, relevant, 3), [1.5 / three, 0.0, 1.0], rtol=1e-15)
+    np.testing.assert_allclose(ndcg_at(hits, relevant, 2), [1 / 1.6309297535714575, 0.0, 1.0], rtol=1e-15)
+    np.testing.assert_allclose(recall_at(hits, relevant, 3), [2 / 3, 0.0, 1.0], rtol=1e-15)
+    np.testing.assert_allclose(recall_at(hits, relevant, 1), [1 / 3, 0.0, 1 / 2], rtol=1e-15)
+
+
+def test_fewer_ranks_than_k_and_more_relevant_items_than_k() -> None:
+    assert ndcg_at([[True]], [1], 10) == 1.0
+    assert recall_at([[True]], [4], 10) == 0.25
+    assert ndcg_at([[True, True]], [7], 2) == 1.0
+    assert recall_at([[True, True]], [8], 2) == 0.25
+    assert ndcg_at(np.empty((0, 10), dtype=bool), np.empty(0, dtype=int)).shape == (0,)
+
+
+@pytest.mark.parametrize("measure", [ndcg_at, recall_at])
+@pytest.mark.parametrize(
+    ("hits", "relevant", "k", "message"),
+    [
+        ([[True]], [1], 0, "k = 0: must be 1 or more"),
+        ([True], [1], 10, r"got \(1,\) and \(1,\)"),
+        ([[True]], [1, 1], 10, r"got \(1, 1\) and \(2,\)"),
+        ([[False]], [0], 10, "every user needs a relevant item"),
+        ([[True, True]], [1], 10, "as many of them as there are hits"),
+    ],
+    ids=["k", "vector", "lengths", "none-relevant", "too-many-hits"],
+)
+def test_refusals_of_rankings(measure: Callable[..., Any], hits: Any, relevant: Any, k: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        measure(hits, relevant, k)
