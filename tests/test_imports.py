@@ -23,7 +23,7 @@ LAYERS: dict[str, int] = {
     "training": 4,
     "bayesian": 5,
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
-    "evaluate": 7,
+    **dict.fromkeys(["adapters", "evaluate"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
 OPS_ORDER = ["types", "reference", "native", "autograd", "dispatch", "functional"]
