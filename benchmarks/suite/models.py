@@ -221,7 +221,7 @@ def _mfdmc_space(**changed: Range | Choice) -> Space:
 
 
 _LEFT_OUT = Choice((), None)
-# a teacher leaves little for L2 to do, and its small weights are worth seeking on their own scale
+# a teacher leaves little for L2 to do, and small weights are worth seeking on their own scale
 _TAUGHT_CHANGES: dict[str, Range | Choice] = {
     "center_scale": Range(0.3, 1.4, 0.6),
     "logit_scale": Range(0.05, 1.2, 0.3, log=True),
@@ -232,7 +232,7 @@ _TAUGHT_CHANGES: dict[str, Range | Choice] = {
     "weight_spread": Range(0.01, 0.2, 0.05, log=True),
     "weight_proximity_to": Range(0.0005, 0.05, 0.0025, log=True),
     "weight_entropy_to": Range(0.001, 0.1, 0.005, log=True),
-    "l2_pull": _LEFT_OUT,
+    "l2_pull": Range(0.0, 2.0, 0.0),
     "weight_bias_l2": _LEFT_OUT,
 }
 _SUM_CHANGES: dict[str, Range | Choice] = {
