@@ -23,6 +23,8 @@ Markdown report and a plot of the same name. Needs the extra `benchmarks`, and `
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -38,11 +40,12 @@ from benchmarks.suite.datasets import DATASETS, Dataset
 from benchmarks.suite.lab import Lab, Store, Worker
 from benchmarks.suite.models import OWN_MODELS, TUNED, Model, all_models, model_of
 from benchmarks.suite.report import markdown, plot, sort_out, write_markdown
-from benchmarks.suite.search import Search, search
 from benchmarks.suite.worker import VALIDATION
+from mfdmc_fast.tuning import search
 
 SEARCH_SEED = 0
-QUICK_MODELS = ("biases", "funkmf", "funkmf-tuned", "mfdmc", "mfdmc-tuned", "mfdmc-taught", "bayesian")
+Trials = list[tuple[dict[str, Any], float]]
+QUICK_MODELS = ("biases", "funkmf", "funkmf-tuned", "mfdmc", "mfdmc-tuned", "mfdmc-accurate", "bayesian")
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,20 @@ class Plan:
         return model.missing()
 
 
-def tune(lab: Lab, dataset: Dataset, model: Model, trials: int, on_trial: Callable[[], None]) -> Search:
-    """Seek settings of a model; trials that rows hold are not run again."""
+def tune(lab: Lab, dataset: Dataset, model: Model, trials: int, on_trial: Callable[[], None]) -> Trials:
+    """Seek settings of a model, best first; trials that rows hold are not run again, and failed ones left out."""
+    numbers = itertools.count()
     with Worker(lab.threads, lab.timeout) as worker:
 
-        def evaluate(number: int, settings: dict[str, Any]) -> float | None:
+        def evaluate(settings: dict[str, Any]) -> float | None:
             job = {"dataset": dataset.name, "fold": VALIDATION, "model": model.name, "settings": settings, "seed": 0}
-            row = lab.run(job, "trial", worker, trial=number)
+            row = lab.run(job, "trial", worker, trial=next(numbers))
             on_trial()
             return row.get("rmse")
 
-        return search(model.space, trials, SEARCH_SEED, evaluate)
+        done = search(model.space(dataset.validation().train), trials, SEARCH_SEED, evaluate)
+    good = [(settings, value) for settings, value in done if value is not None and math.isfinite(value)]
+    return sorted(good, key=lambda trial: trial[1])
 
 
 def check_peer(lab: Lab, model: Model) -> None:
@@ -127,16 +133,16 @@ def run_plan(plan: Plan, lab: Lab, console: Console) -> None:
             if model.name not in checked:
                 check_peer(lab, model)
                 checked.add(model.name)
-            settings: dict[str, Any] | None = {}
+            settings: dict[str, Any] = {}
             why: dict[str, Any] = {"variant": name}
             if name.endswith(TUNED):
                 found = tune(lab, dataset, model, plan.trials, advance)
-                settings = found.settings
-                why |= {"trials": plan.trials, "search_seed": SEARCH_SEED, "validation_rmse": found.value}
-            if settings is None:
-                say(console, f"{dataset.name:18} {name:24} every trial failed")
-                advance(n_cells)
-                continue
+                if not found:
+                    say(console, f"{dataset.name:18} {name:24} every trial failed")
+                    advance(n_cells)
+                    continue
+                settings, value = found[0]
+                why |= {"trials": plan.trials, "search_seed": SEARCH_SEED, "validation_rmse": value}
             for fold in plan.folds(dataset):
                 for seed in range(plan.seeds):
                     job = {"dataset": dataset.name, "fold": fold, "model": model.name, "settings": settings}

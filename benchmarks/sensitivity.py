@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.suite.models import TAUGHT, all_models
+from benchmarks.suite.models import all_models
 from benchmarks.suite.report import plus_minus, table, write_markdown
 from benchmarks.suite.study import (
     Variant,
@@ -34,7 +34,7 @@ from benchmarks.suite.study import (
     values,
 )
 from benchmarks.suite.worker import VALIDATION
-from mfdmc_fast.config import MFDMCConfig
+from mfdmc_fast.config import PRESETS, MFDMCConfig
 from mfdmc_fast.files import replacing
 
 DEFAULT = "default"
@@ -58,8 +58,10 @@ def rates(value: float) -> dict[str, Any]:
 
 def schedules(model: str) -> dict[str, dict[str, Any]]:
     """The weights of entropy and proximity, constant and along ramps, all with the same greatest value."""
-    settings: dict[str, Any] = TAUGHT if "taught" in model else MFDMCConfig().to_dict()
-    tops = {name: str(settings[name]).split(":")[1] for name in ("weight_entropy", "weight_proximity")}
+    ramped = ("weight_entropy", "weight_proximity")
+    preset = PRESETS.get(model.removeprefix("mfdmc-").removesuffix("-sum"), {})
+    settings: dict[str, Any] = MFDMCConfig(**preset).to_dict()
+    tops = {name: str(settings[name]).rsplit(":", 1)[0].split(":")[-1] for name in ramped}
     forms = {"constant": "{top}", "up in 15 epochs": "0:{top}:15", "up in 30 epochs": "0:{top}:30"}
     forms |= {"up in 60 epochs": "0:{top}:60", "down in 30 epochs": "{top}:0:30"}
     return {name: {weight: form.format(top=top) for weight, top in tops.items()} for name, form in forms.items()} | {

@@ -51,5 +51,9 @@ class BackendUnavailable(MFDMCError, RuntimeError):
     """An explicitly requested backend cannot run here; the message says why and what is available."""
 
 
+class ClustersCollapsed(UserWarning):
+    """Views lost all clusters that may go as soon as pruning began; the message names them and what to change."""
+
+
 class TrainingDiverged(MFDMCError, RuntimeError):
     """The loss became NaN or infinite; the message names epoch, batch and the likely cause."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mfdmc_fast.errors import ClustersCollapsed
 from mfdmc_fast.model import RatingModel, Side, SideName
 from mfdmc_fast.ops import functional
 from mfdmc_fast.optim import OptimizerState
@@ -84,6 +87,31 @@ class ClusterPruning:
             if any(removed):
                 remove_clusters(side, removed, optimizer)
         return events
+
+
+# a view that loses everything it may this many epochs after pruning began had clusters in name only
+COLLAPSE_EPOCHS = 2
+
+
+def warn_of_collapse(events: Sequence[PruneEvent], config: Any) -> None:
+    """Warn where views lost every cluster that may go in the first `COLLAPSE_EPOCHS` epochs of pruning.
+
+    Args:
+        events: of these epochs.
+        config: the `MFDMCConfig` of the model.
+    """
+    lost = Counter((event.side, event.view) for event in events)
+    views = [f"{side} view {view}" for (side, view), n in lost.items() if n == config.n_clusters - config.min_clusters]
+    if views:
+        warnings.warn(
+            f"{', '.join(views)}: only {config.min_clusters} of {config.n_clusters} clusters are left"
+            f" {COLLAPSE_EPOCHS} epochs after pruning began. Centers that lie together make clusters alike: a larger"
+            f" spread_margin (now {config.spread_margin:g}) or weight_spread ({config.weight_spread}) keeps them apart,"
+            f" a smaller weight_entropy ({config.weight_entropy}) or prune_threshold ({config.prune_threshold:g})"
+            " keeps more of them",
+            ClustersCollapsed,
+            stacklevel=5,  # where an estimator's fit is called
+        )
 
 
 def remove_clusters(side: Side, removed: Sequence[Sequence[int]], optimizer: OptimizerState | None = None) -> None:

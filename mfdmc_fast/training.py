@@ -20,7 +20,7 @@ from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
 from mfdmc_fast.model import SIDES, Predictor, RatingModel, SideName
 from mfdmc_fast.optim import likely_cause, rate_factor
-from mfdmc_fast.pruning import ClusterPruning, PruneEvent
+from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
 from mfdmc_fast.scoring import predict_rows
 
 
@@ -194,6 +194,8 @@ def _train(
             )
         if pruning is not None:
             history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained)
+            if epoch == min(pruning.start + COLLAPSE_EPOCHS - 1, config.epochs):
+                warn_of_collapse(history.prune_events, model.config)
         errors = evaluate_dataset(model, validation, scale) if validation is not None else None
         record = EpochRecord(
             epoch=epoch,

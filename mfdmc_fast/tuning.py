@@ -188,36 +188,37 @@ def tune(
     first = estimator_class(**base)
     first._config()  # wrong settings are told before anything is read
     first._check_features(user_features, item_features)
-    study = _study(seed, trials)
+    _study(seed, trials)  # a missing package is told before anything is read, too
     ratings = read_ratings(train, rating_scale=rating_scale)
     watched = read_ratings(validation, rating_scale=rating_scale)
     features = {"user_features": user_features, "item_features": item_features}
     features = {name: read_features(source) for name, source in features.items() if source is not None}
     options: dict[str, Any] = {"rating_scale": rating_scale}
-    space = _space_for(estimator_class, base, ratings) if space is None else space
+    space = space_for(estimator_class, base, ratings) if space is None else space
     space = {name: values for name, values in space.items() if name not in fixed}
 
     done: list[Trial] = []
     tried: dict[str, float | None] = {}
+    shared: RatingEstimator | None = None
+
+    def evaluate(proposed: dict[str, Any]) -> float | None:
+        settings = {**base, **proposed}
+        begin, key = time.perf_counter(), repr(sorted(settings.items(), key=lambda pair: pair[0]))
+        if key not in tried:
+            estimator = estimator_class(**settings)
+            if shared is not None:
+                estimator.set_params(teacher=shared)
+            tried[key] = _rmse(estimator, ratings, watched, options)
+        done.append(Trial(settings, tried[key], time.perf_counter() - begin))
+        on_trial(done[-1])
+        return tried[key]
+
     interrupted = False
     try:
         shared = _shared_teacher(first, ratings, {**options, **features})
         if shared is None:
             options |= features
-        while len(done) < trials:
-            asked = study.ask() if done and space else None
-            settings = {**base, **({} if asked is None else _propose(asked, space))}
-            begin, key = time.perf_counter(), repr(sorted(settings.items(), key=lambda pair: pair[0]))
-            if key not in tried:
-                estimator = estimator_class(**settings)
-                if shared is not None:
-                    estimator.set_params(teacher=shared)
-                tried[key] = _rmse(estimator, ratings, watched, options)
-            rmse = tried[key]
-            if asked is not None:
-                _tell(study, asked, rmse)
-            done.append(Trial(settings, rmse, time.perf_counter() - begin))
-            on_trial(done[-1])
+        search(space, trials, seed, evaluate)
     except KeyboardInterrupt:
         interrupted = True
         if not any(trial.rmse is not None for trial in done):
@@ -226,6 +227,37 @@ def tune(
     if best is None or best.rmse is None:
         raise TrainingDiverged(f"all {trials} trials diverged; lower the learning rates or rescale the ratings")
     return TuningResult(best.settings, best.rmse, done[0].rmse, done, interrupted)
+
+
+def search(
+    space: Space, trials: int, seed: int, evaluate: Callable[[dict[str, Any]], float | None]
+) -> list[tuple[dict[str, Any], float | None]]:
+    """Minimise over a space with Optuna's TPE sampler.
+
+    The same arguments, with an `evaluate` that gives the same values, propose the same settings.
+
+    Args:
+        space: what may vary.
+        trials: how many settings to try.
+        seed: of the sampler.
+        evaluate: settings → value, or None where they fail. The first trial has no settings: the defaults.
+
+    Returns:
+        Settings and value of every trial, in order.
+
+    Raises:
+        ConfigError: optuna is missing.
+    """
+    study = _study(seed, trials)
+    done: list[tuple[dict[str, Any], float | None]] = []
+    while len(done) < trials:
+        asked = study.ask() if done and space else None
+        settings = {} if asked is None else _propose(asked, space)
+        value = evaluate(settings)
+        if asked is not None:
+            _tell(study, asked, value)
+        done.append((settings, value))
+    return done
 
 
 def _study(seed: int, trials: int) -> Any:
@@ -261,7 +293,8 @@ def _propose(trial: Any, space: Space) -> dict[str, Any]:
     return settings
 
 
-def _space_for(estimator_class: type[RatingEstimator], base: Mapping[str, Any], ratings: Ratings) -> Space:
+def space_for(estimator_class: type[RatingEstimator], base: Mapping[str, Any], ratings: Ratings) -> Space:
+    """`search_space` for an estimator with the settings `base`, trained on `ratings`."""
     config = estimator_class(**base)._config()
     if issubclass(estimator_class, BayesianMF):
         return search_space(estimator_class)

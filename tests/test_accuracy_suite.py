@@ -19,10 +19,10 @@ from benchmarks.suite import lab as lab_module
 from benchmarks.suite import models, ranking, report, statistics, worker
 from benchmarks.suite.datasets import DATASETS
 from benchmarks.suite.lab import Lab, Store, Worker
-from benchmarks.suite.models import OWN_MODELS, Task, all_models, own_settings
+from benchmarks.suite.models import OWN_MODELS, SUM_MODELS, Task, all_models
 from benchmarks.suite.peers import PEERS
-from benchmarks.suite.search import Choice, Range, search
 from mfdmc_fast.data import Ratings, holdout, make_planted_ratings
+from mfdmc_fast.estimator import MFDMC, BayesianMF
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is not installed")
 FIGURES = ("rmse", "mae", "ndcg", "recall", "ranked_users")
@@ -33,21 +33,22 @@ def ratings_of(rows: list[tuple[int, int, float]]) -> Ratings:
     return Ratings(users=users, items=items, ratings=values.astype(float))
 
 
+def small(job: dict[str, Any]) -> dict[str, Any]:
+    """A job that takes no time and is the same in kind."""
+    few = {"epochs": 2, "n_factors": 4} if job["model"] == "funkmf" else {}
+    return {**job, "settings": {**job["settings"], **few}}
+
+
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Jobs run in this process and are written down."""
+    """Jobs run in this process, made small, and are written down."""
     jobs: list[dict[str, Any]] = []
 
     def run(self: Worker, job: dict[str, Any]) -> dict[str, Any]:
         jobs.append(job)
-        return worker.run_job(job)
+        return worker.run_job(small(job))
 
     monkeypatch.setattr(Worker, "run", run)
-    # fast and all the same in kind
-    small = {"funkmf": {"epochs": 2, "n_factors": 4}, "mfdmc": {"epochs": 2, "n_views": 2, "n_clusters": 3}}
-    own = models.own_settings
-    by_views = lambda s: small["mfdmc" if "n_views" in s or "view_dim" in s else "funkmf"]  # noqa: E731
-    monkeypatch.setattr(models, "own_settings", lambda settings, train: {**own(settings, train), **by_views(settings)})
     return jobs
 
 
@@ -94,7 +95,7 @@ def test_test_ratings_decide_nothing(in_process: list[dict[str, Any]], tmp_path:
     pairs = [set(zip(r.users.tolist(), r.items.tolist(), strict=True)) for r in (*validation[1:], split.train)]
     assert pairs[0] | pairs[1] == pairs[2]
     assert not pairs[0] & pairs[1]
-    best = min(trials, key=lambda job: worker.run_job(job)["rmse"])
+    best = min(trials, key=lambda job: worker.run_job(small(job))["rmse"])
     assert in_process[-1]["settings"] == best["settings"]
 
 
@@ -203,44 +204,35 @@ def test_pairs_are_folds_and_seeds_only_where_there_is_one_fold() -> None:
     assert statistics.paired_difference(one, {}) is None
 
 
-@needs_optuna
-def test_the_search() -> None:
-    space = {"x": Range(0.1, 10, 3, log=True), "n": Range(1, 9, 4, whole=True), "kind": Choice(("a", "b"), "b")}
-    asked: list[dict[str, Any]] = []
-
-    def evaluate(number: int, settings: dict[str, Any]) -> float | None:
-        assert number == len(asked)
-        asked.append(settings)
-        return None if number == 1 else abs(settings["x"] - 1) + settings["n"]
-
-    found = search(space, 12, 5, evaluate)
-    assert asked[0] == {"x": 3.0, "n": 4, "kind": "b"}
-    assert found.trials[1][1] is None
-    assert found.value == min(value for _, value in found.trials if value is not None)
-    first, asked[:] = list(asked), []
-    assert search(space, 12, 5, evaluate).settings == found.settings
-    assert asked == first
-    assert search(space, 2, 5, lambda number, settings: float("nan")).settings is None
-
-
 def test_registry() -> None:
     names = list(all_models())
-    assert len(set(names)) == len(names) == len(OWN_MODELS) + len(PEERS)
+    assert len(set(names)) == len(names) == len(OWN_MODELS) + len(SUM_MODELS) + len(PEERS)
+    train = make_planted_ratings(50, 40, 900, seed=1)
     for model in all_models().values():
-        assert model.space
-        for part in model.space.values():
-            inside = part.default in part.values if isinstance(part, Choice) else part.low <= part.default <= part.high
-            assert inside, (model.name, part)
+        assert model.space(train)
         assert model.own == (model.sanity is None)
     with pytest.raises(SystemExit, match="unknown model 'mfdcm-tuned'"):
         models.model_of("mfdcm-tuned")
 
 
-def test_settings_in_an_estimators_terms() -> None:
-    train = make_planted_ratings(50, 40, 900, seed=1)
-    settings = own_settings({"l2_pull": 8.0, "weight_entropy_to": 0.05, "n_views": 4}, train)
-    n_entities = len(np.unique(train.users)) + len(np.unique(train.items))
-    assert settings == {"n_views": 4, "weight_l2": 8.0 * n_entities / 1800, "weight_entropy": "0:0.05:30"}
+@needs_optuna
+def test_students_of_all_trials_have_one_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    teachers: list[Any] = []
+    fit = MFDMC.fit
+
+    def watched(self: MFDMC, *arguments: Any, **options: Any) -> MFDMC:
+        teachers.append(self.teacher)
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(MFDMC, "fit", watched)
+    worker._teacher.cache_clear()
+    job = {"dataset": "planted", "fold": worker.VALIDATION, "model": "mfdmc-accurate", "seed": 0}
+    jobs = [{**job, "settings": {"epochs": 2, "spread_margin": margin}} for margin in (0.5, 0.6)]
+    for job in [*jobs, {**jobs[0], "fold": 0}]:
+        worker.run_job(job)
+    assert isinstance(teachers[0], BayesianMF)
+    assert teachers[1] is teachers[0]
+    assert teachers[2] == "bayesian"
 
 
 @pytest.mark.parametrize("name", list(all_models()))

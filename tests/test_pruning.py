@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mfdmc_fast import pruning
 from mfdmc_fast.config import MFDMCConfig
+from mfdmc_fast.errors import ClustersCollapsed
 from mfdmc_fast.model import FunkMFConfig, FunkMFModel, MFDMCModel, Side, SideName
 from mfdmc_fast.ops import functional
 from mfdmc_fast.optim import make_optimizer
@@ -420,3 +421,16 @@ def test_compact_works_on_leaves_that_require_gradients() -> None:
     compacted = compact_(parameter.data, torch.tensor([0, 2]), 1)
     assert compacted.tolist() == [[0, 2], [3, 5]]
     assert not compacted.requires_grad
+
+
+def lost(side: SideName, view: int, n: int) -> list[PruneEvent]:
+    return [PruneEvent(40, side, view, cluster, 0.01) for cluster in range(n)]
+
+
+def test_views_that_collapse_are_told() -> None:
+    config = MFDMCConfig(n_views=3, n_clusters=5, spread_margin=0.125)
+    events = lost("user", 0, 2) + lost("item", 2, 3) + lost("user", 1, 3)
+    with pytest.warns(ClustersCollapsed, match="item view 2, user view 1: only 2 of 5 .* spread_margin .now 0.125"):
+        pruning.warn_of_collapse(events, config)
+    pruning.warn_of_collapse(lost("user", 0, 2) + lost("item", 0, 2), config)
+    pruning.warn_of_collapse([], MFDMCConfig(n_clusters=2, min_clusters=2))

@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_search(kind: type[RatingEstimator], parts:
 def test_settings_stay_inside_the_space_and_fixed_ones_as_they_are(parts: tuple[Ratings, Ratings]) -> None:
     fixed = {**QUICK[MFDMC], "logit_scale": 0.33}
     result = search(MFDMC, parts, 8, fixed=fixed)
-    space = tuning._space_for(MFDMC, {}, parts[0])
+    space = tuning.space_for(MFDMC, {}, parts[0])
     for trial in result.trials[1:]:
         assert {name: trial.settings[name] for name in fixed} == fixed
         for name, values in space.items():
@@ -115,7 +115,7 @@ def test_spaces_name_settings_and_reach_around_the_defaults(
 def test_ranges_of_l2_follow_the_ratings_of_an_entity(parts: tuple[Ratings, Ratings]) -> None:
     for kind in (MFDMC, FunkMF):
         default = with_l2(kind()._config(), len(parts[0]), 70).weight_l2
-        found = tuning._space_for(kind, {}, parts[0])["weight_l2"]
+        found = tuning.space_for(kind, {}, parts[0])["weight_l2"]
         assert isinstance(found, Range)
         assert found.low < default < found.high
 
@@ -128,6 +128,23 @@ def test_spaces_contain_the_presets() -> None:
             values = space[setting]
             assert isinstance(values, Range)
             assert values.low <= getattr(config, setting) <= values.high
+
+
+def test_a_search_without_models() -> None:
+    space = {"x": Range(0.1, 10), "kind": Choice(("a", "b"))}
+    asked: list[dict[str, Any]] = []
+
+    def evaluate(settings: dict[str, Any]) -> float | None:
+        asked.append(settings)
+        return None if len(asked) == 2 else abs(settings.get("x", 3) - 1)
+
+    found = tuning.search(space, 12, 5, evaluate)
+    assert found[0] == ({}, 2)
+    assert found[1][1] is None
+    assert [settings for settings, _ in found] == asked
+    first, asked[:] = list(asked), []
+    assert tuning.search(space, 12, 5, evaluate) == found
+    assert asked == first
 
 
 def test_other_classes_have_no_space() -> None:

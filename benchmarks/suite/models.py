@@ -1,9 +1,8 @@
-"""The models of the accuracy suite: how each is fitted, its defaults, and the space in which its settings are sought.
+"""The models of the accuracy suite: how each is fitted, and the space in which its settings are sought.
 
 A name is that of a model (its default settings) or NAME-tuned (the best settings of the search on the same dataset).
-Epochs of our models are fixed. `l2_pull` stands for `weight_l2` in units that mean the same on sparse and on dense
-data: weight_l2 = l2_pull / mean ratings of a user or item, as in the defaults. `weight_entropy_to` and
-`weight_proximity_to` are where these weights arrive after 30 epochs; they start at 0.
+MFDMC runs with its defaults, on the ratings alone, and with each preset that has a teacher. Our models' search spaces
+are those of `mfdmc tune`.
 """
 
 from __future__ import annotations
@@ -15,28 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.suite.search import Choice, Range, Space
+from mfdmc_fast.config import PRESETS
 from mfdmc_fast.data import Ratings, Vocabulary
 from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator
+from mfdmc_fast.estimator.teachers import BAYESIAN
+from mfdmc_fast.tuning import Range, Space, space_for
 
 TUNED = "-tuned"
 Scores = npt.NDArray[np.floating[Any]]
 
-# what the variants of MFDMC are, in this one place
-SUM = {"combine": "sum", "n_views": 4, "view_dim": 16, "center_scale": 0.5}
-_TAUGHT = {
-    "teacher": "bayesian",
-    "center_scale": 0.6,
-    "logit_scale": 0.3,
-    "learning_rate": 0.1,
-    "learning_rate_centers": 0.03,
-    "learning_rate_biases": 0.02,
-    "weight_spread": 0.05,
-    "spread_margin": 1.0,
-    "weight_bias_l2": 0.0,
-}
-TAUGHT = {**_TAUGHT, "weight_entropy": "0:0.005:30", "weight_proximity": "0:0.0025:30"}
-TAUGHT_ACCURATE = {**_TAUGHT, "weight_entropy": 0.0, "weight_proximity": 0.0}
+# MFDMC with views that are added up
+SUM: dict[str, Any] = {"combine": "sum", "n_views": 4, "view_dim": 16, "center_scale": 0.5}
 
 
 class Fitted(Protocol):
@@ -54,13 +42,20 @@ class Fitted(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is fitted on: ratings, their scale, a seed, threads, and ratings to watch while it trains."""
+    """What a model is fitted on.
+
+    Attributes:
+        train, scale, seed, threads: ratings, their scale, a seed, threads it may use.
+        watched: ratings to watch while it trains.
+        teacher: gives a Bayesian teacher fitted on these ratings; None: every student has its own.
+    """
 
     train: Ratings
     scale: tuple[float, float]
     seed: int
     threads: int = 1
     watched: Ratings | None = None
+    teacher: Callable[[], BayesianMF] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Model:
     Attributes:
         name: without `-tuned`.
         fit: task and settings → fitted model.
-        space: what is tuned.
+        space: training ratings → what is tuned.
         packages: whose versions its results depend on.
         own: whether its results depend on the sources of this repository.
         missing: why it cannot run here, or None.
@@ -90,7 +85,7 @@ class Model:
 
     name: str
     fit: Callable[[Task, dict[str, Any]], Fitted]
-    space: Space
+    space: Callable[[Ratings], Space]
     packages: tuple[str, ...] = ("torch", "numpy")
     own: bool = True
     missing: Callable[[], str | None] = field(default=lambda: None)
@@ -140,22 +135,12 @@ class _Own:
 
 def _own(kind: type[RatingEstimator], **fixed: Any) -> Callable[[Task, dict[str, Any]], Fitted]:
     def fit(task: Task, settings: dict[str, Any]) -> Fitted:
-        estimator = kind(**own_settings({**fixed, **settings}, task.train), seed=task.seed)
+        estimator = kind(**{**fixed, **settings}, seed=task.seed)
+        if task.teacher is not None and getattr(estimator, "teacher", None) == BAYESIAN:
+            estimator.set_params(teacher=task.teacher())
         return _Own(estimator.fit(task.train, rating_scale=task.scale, validation=task.watched))
 
     return fit
-
-
-def own_settings(settings: dict[str, Any], train: Ratings) -> dict[str, Any]:
-    """The settings of an estimator: `l2_pull` and the ends of ramps in its own terms."""
-    settings = dict(settings)
-    if (pull := settings.pop("l2_pull", None)) is not None:
-        n_entities = sum(len(Vocabulary.from_values(ids)) for ids in (train.users, train.items))
-        settings["weight_l2"] = pull * n_entities / (2 * len(train))
-    for name in ("weight_proximity", "weight_entropy"):
-        if (end := settings.pop(f"{name}_to", None)) is not None:
-            settings[name] = f"0:{end:g}:30"
-    return settings
 
 
 class Biases:
@@ -191,84 +176,26 @@ def _fit_biases(task: Task, settings: dict[str, Any]) -> Fitted:
     return Biases(task.train, settings.get("item_shrink", 10.0), settings.get("user_shrink", 15.0))
 
 
-_FUNKMF_SPACE: Space = {
-    "n_factors": Choice((16, 32, 64, 128), 128),
-    "factor_scale": Range(0.001, 0.3, 0.0028, log=True),
-    "learning_rate": Range(0.0005, 0.03, 0.0016, log=True),
-    "learning_rate_biases": Range(0.003, 0.06, 0.023, log=True),
-    "l2_pull": Range(1.0, 15.0, 4.5, log=True),
-    "weight_bias_l2": Range(0.001, 0.1, 0.018, log=True),
-}
+def _own_model(name: str, kind: type[RatingEstimator], **fixed: Any) -> Model:
+    return Model(name, _own(kind, **fixed), lambda train: space_for(kind, fixed, train))
 
-
-def _mfdmc_space(**changed: Range | Choice) -> Space:
-    space: dict[str, Range | Choice] = {
-        "n_views": Choice((4, 8, 16), 8),
-        "view_dim": Choice((4, 8), 4),
-        "center_scale": Range(0.3, 1.4, 1.09),
-        "logit_scale": Range(0.05, 1.2, 0.12, log=True),
-        "learning_rate": Range(0.015, 0.2, 0.03, log=True),
-        "learning_rate_centers": Range(0.003, 0.06, 0.0094, log=True),
-        "learning_rate_biases": Range(0.004, 0.04, 0.0075, log=True),
-        "spread_margin": Range(0.2, 1.5, 0.77),
-        "weight_spread": Range(0.01, 0.2, 0.025, log=True),
-        "weight_proximity_to": Range(0.003, 0.05, 0.0255, log=True),
-        "weight_entropy_to": Range(0.01, 0.3, 0.094, log=True),
-        "l2_pull": Range(2.0, 24.0, 8.0, log=True),
-        "weight_bias_l2": Range(0.001, 0.1, 0.015, log=True),
-    }
-    return {name: part for name, part in (space | changed).items() if part is not _LEFT_OUT}
-
-
-_LEFT_OUT = Choice((), None)
-# a teacher leaves little for L2 to do, and small weights are worth seeking on their own scale
-_TAUGHT_CHANGES: dict[str, Range | Choice] = {
-    "center_scale": Range(0.3, 1.4, 0.6),
-    "logit_scale": Range(0.05, 1.2, 0.3, log=True),
-    "learning_rate": Range(0.015, 0.2, 0.1, log=True),
-    "learning_rate_centers": Range(0.003, 0.06, 0.03, log=True),
-    "learning_rate_biases": Range(0.004, 0.04, 0.02, log=True),
-    "spread_margin": Range(0.2, 1.5, 1.0),
-    "weight_spread": Range(0.01, 0.2, 0.05, log=True),
-    "weight_proximity_to": Range(0.0005, 0.05, 0.0025, log=True),
-    "weight_entropy_to": Range(0.001, 0.1, 0.005, log=True),
-    "l2_pull": Range(0.0, 2.0, 0.0),
-    "weight_bias_l2": _LEFT_OUT,
-}
-_SUM_CHANGES: dict[str, Range | Choice] = {
-    "n_views": Choice((2, 4, 6, 8), 4),
-    "view_dim": Choice((8, 16, 32), 16),
-}
-_BAYESIAN_SPACE: Space = {
-    "rank": Choice((8, 16, 24, 32), 16),
-    "implicit": Choice((True, False), True),
-    "sweeps": Choice((200, 400), 400),
-}
 
 OWN_MODELS: tuple[Model, ...] = (
     Model(
         "biases",
         _fit_biases,
-        {"item_shrink": Range(0.1, 100, 10, log=True), "user_shrink": Range(0.1, 100, 15, log=True)},
+        lambda _: {"item_shrink": Range(0.1, 100), "user_shrink": Range(0.1, 100)},
         packages=("numpy",),
     ),
-    Model("funkmf", _own(FunkMF), _FUNKMF_SPACE),
-    Model("mfdmc", _own(MFDMC), _mfdmc_space()),
-    Model(
-        "mfdmc-sum", _own(MFDMC, **SUM), _mfdmc_space(**_SUM_CHANGES, center_scale=Range(0.2, 1.2, SUM["center_scale"]))
-    ),
-    Model("mfdmc-taught", _own(MFDMC, **TAUGHT), _mfdmc_space(**_TAUGHT_CHANGES)),
-    Model(
-        "mfdmc-taught-accurate",
-        _own(MFDMC, **TAUGHT_ACCURATE),
-        _mfdmc_space(**{**_TAUGHT_CHANGES, **dict.fromkeys(("weight_proximity_to", "weight_entropy_to"), _LEFT_OUT)}),
-    ),
-    Model(
-        "mfdmc-taught-sum",
-        _own(MFDMC, **{**TAUGHT, **SUM}),
-        _mfdmc_space(**{**_TAUGHT_CHANGES, **_SUM_CHANGES, "center_scale": Range(0.2, 1.2, SUM["center_scale"])}),
-    ),
-    Model("bayesian", _own(BayesianMF), _BAYESIAN_SPACE),
+    _own_model("funkmf", FunkMF),
+    _own_model("mfdmc", MFDMC),
+    *(_own_model(f"mfdmc-{name}", MFDMC, **settings) for name, settings in PRESETS.items() if "teacher" in settings),
+    _own_model("bayesian", BayesianMF),
+)
+# further bases of the ablation
+SUM_MODELS: tuple[Model, ...] = (
+    _own_model("mfdmc-sum", MFDMC, **SUM),
+    _own_model("mfdmc-balanced-sum", MFDMC, **{**PRESETS["balanced"], **SUM}),
 )
 
 
@@ -276,7 +203,7 @@ def all_models() -> dict[str, Model]:
     """Ours and the peers, by name."""
     from benchmarks.suite.peers import PEERS
 
-    return {model.name: model for model in (*OWN_MODELS, *PEERS)}
+    return {model.name: model for model in (*OWN_MODELS, *SUM_MODELS, *PEERS)}
 
 
 def model_of(variant: str) -> Model:

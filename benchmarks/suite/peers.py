@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.suite.models import Model, Sanity, Scores, Task
-from benchmarks.suite.search import Choice, Range
 from mfdmc_fast.data import Ratings, Vocabulary
+from mfdmc_fast.tuning import Choice, Range
 
 
 def _needs(package: str, pip_name: str) -> Callable[[], str | None]:
@@ -220,12 +220,12 @@ PEERS: tuple[Model, ...] = (
     Model(
         "surprise-svd",
         lambda task, settings: _Surprise("SVD", task, settings),
-        {
-            "n_factors": Choice((16, 32, 64, 100, 128), 100),
-            "n_epochs": Choice((20, 40, 60, 100), 20),
-            "lr_all": Range(0.002, 0.02, 0.005, log=True),
-            "reg_all": Range(0.01, 0.2, 0.02, log=True),
-            "init_std_dev": Range(0.01, 0.2, 0.1, log=True),
+        lambda _: {
+            "n_factors": Choice((16, 32, 64, 100, 128)),
+            "n_epochs": Choice((20, 40, 60, 100)),
+            "lr_all": Range(0.002, 0.02),
+            "reg_all": Range(0.01, 0.2),
+            "init_std_dev": Range(0.01, 0.2),
         },
         packages=("scikit-surprise", "numpy"),
         own=False,
@@ -235,11 +235,11 @@ PEERS: tuple[Model, ...] = (
     Model(
         "surprise-svdpp",
         lambda task, settings: _Surprise("SVDpp", task, settings),
-        {
-            "n_factors": Choice((10, 20, 50), 20),
-            "n_epochs": Choice((20, 40), 20),
-            "lr_all": Range(0.003, 0.015, 0.007, log=True),
-            "reg_all": Range(0.01, 0.2, 0.02, log=True),
+        lambda _: {
+            "n_factors": Choice((10, 20, 50)),
+            "n_epochs": Choice((20, 40)),
+            "lr_all": Range(0.003, 0.015),
+            "reg_all": Range(0.01, 0.2),
         },
         packages=("scikit-surprise", "numpy"),
         own=False,
@@ -250,11 +250,11 @@ PEERS: tuple[Model, ...] = (
     Model(
         "cornac-mf",
         _Cornac,
-        {
-            "k": Choice((10, 16, 32, 64, 128), 10),
-            "max_iter": Choice((20, 50, 100, 150), 20),
-            "learning_rate": Range(0.002, 0.02, 0.01, log=True),
-            "lambda_reg": Range(0.01, 0.2, 0.02, log=True),
+        lambda _: {
+            "k": Choice((10, 16, 32, 64, 128)),
+            "max_iter": Choice((20, 50, 100, 150)),
+            "learning_rate": Range(0.002, 0.02),
+            "lambda_reg": Range(0.01, 0.2),
         },
         packages=("cornac", "numpy"),
         own=False,
@@ -264,7 +264,7 @@ PEERS: tuple[Model, ...] = (
     Model(
         "myfm",
         _MyFM,
-        {"rank": Choice((8, 12, 16, 24, 32), 16), "n_iter": Choice((200, 400), 400)},
+        lambda _: {"rank": Choice((8, 12, 16, 24, 32)), "n_iter": Choice((200, 400))},
         packages=("myfm", "numpy"),
         own=False,
         missing=_needs("myfm", "myfm"),
@@ -273,11 +273,11 @@ PEERS: tuple[Model, ...] = (
     Model(
         "libmf",
         _LibMF,
-        {
-            "k": Choice((8, 16, 32, 64, 128), 8),
-            "l2": Range(0.02, 0.3, 0.1, log=True),
-            "learning_rate": Range(0.02, 0.2, 0.1, log=True),
-            "iterations": Choice((20, 30, 50), 20),
+        lambda _: {
+            "k": Choice((8, 16, 32, 64, 128)),
+            "l2": Range(0.02, 0.3),
+            "learning_rate": Range(0.02, 0.2),
+            "iterations": Choice((20, 30, 50)),
         },
         packages=(),
         own=False,

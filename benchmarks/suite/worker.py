@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from benchmarks.suite.models import Task, model_of
 from benchmarks.suite.peers import mean_where_missing
 from benchmarks.suite.ranking import ranking_measures
 from mfdmc_fast.data import Split
+from mfdmc_fast.estimator import BayesianMF
 from mfdmc_fast.metrics import mae, rmse
 
 VALIDATION = -1
@@ -31,9 +32,9 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Fit a model and measure it.
 
     Args:
-        job: `dataset`, `fold` (number from 0 on, VALIDATION for the split on which settings are sought), `model`,
-            `settings`, `seed`, `threads`; `rank` for the ranking measures; `history` for errors and clusters of every
-            epoch.
+        job: `dataset`, `fold` (number from 0 on, VALIDATION for the split on which settings are sought: there all
+            students have one teacher, whose time and memory are then missing), `model`, `settings`, `seed`, `threads`;
+            `rank` for the ranking measures; `history` for errors and clusters of every epoch.
 
     Returns:
         `rmse`, `mae`, `ndcg`, `recall`, `ranked_users`, `fit_seconds`, `predict_seconds`, `rss_before_mb` (the process
@@ -42,7 +43,14 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     dataset, model = DATASETS[job["dataset"]], model_of(job["model"])
     split = _split(job["dataset"], job["fold"])
     train, test = split.train, split.test
-    task = Task(train, dataset.scale, job["seed"], job.get("threads", 1), test if job.get("history") else None)
+    task = Task(
+        train,
+        dataset.scale,
+        job["seed"],
+        job.get("threads", 1),
+        watched=test if job.get("history") else None,
+        teacher=partial(_teacher, dataset.name, job["seed"]) if job["fold"] == VALIDATION else None,
+    )
     gc.collect()
     _forget_peak()
     before = _memory_mb("VmRSS")
@@ -78,6 +86,12 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _split(dataset: str, fold: int) -> Split:
     return DATASETS[dataset].validation() if fold == VALIDATION else DATASETS[dataset].split(fold)
+
+
+@lru_cache(maxsize=1)
+def _teacher(dataset: str, seed: int) -> BayesianMF:
+    """The teacher of all trials on a dataset."""
+    return BayesianMF(seed=seed).fit(_split(dataset, VALIDATION).train, rating_scale=DATASETS[dataset].scale)
 
 
 def _forget_peak() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -81,11 +82,18 @@ class Output:
         self.out.print(table)
 
 
+def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+    """A warning in one line, without the place in the sources, which says nothing to users of a command."""
+    Console(stderr=True).print(f"[bold yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def errors_to_exit_codes() -> Iterator[None]:
     """Turn the package's errors into one line on standard error and the documented exit code."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
     except MFDMCError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind))) from error

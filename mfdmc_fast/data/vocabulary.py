@@ -104,7 +104,8 @@ class Vocabulary:
         if not len(self):
             return np.full(len(wanted), -1, dtype=np.int64)
         if self._table is not None:
-            inside = valid & (wanted >= self._first) & (wanted - self._first < len(self._table))
+            last = self._first + len(self._table) - 1
+            inside = valid & (wanted >= self._first) & (wanted <= last)  # a difference could overflow
             return np.where(inside, self._table[np.where(inside, wanted - self._first, 0)], np.int64(-1))
         position = np.minimum(np.searchsorted(self._sorted, wanted), len(self) - 1)
         found = valid & (self._sorted[position] == wanted)
