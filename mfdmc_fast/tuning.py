@@ -6,6 +6,7 @@ As many trials are the same budget for every model. Needs optuna: `pip install '
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from sklearn.base import clone
 
 from mfdmc_fast.config import config_from_dict, with_l2
 from mfdmc_fast.data import Ratings, Vocabulary, read_features, read_ratings
-from mfdmc_fast.errors import ConfigError, TrainingDiverged
+from mfdmc_fast.errors import ClustersCollapsed, ConfigError, TrainingDiverged
 from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator
 from mfdmc_fast.estimator.teachers import BAYESIAN, learns_afresh
 
@@ -317,6 +318,8 @@ def _rmse(
     estimator: RatingEstimator, ratings: Ratings, validation: Ratings, options: Mapping[str, Any]
 ) -> float | None:
     try:
-        return estimator.fit(ratings, **options).evaluate(validation)["rmse"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ClustersCollapsed)  # a trial may show what its settings lead to
+            return estimator.fit(ratings, **options).evaluate(validation)["rmse"]
     except TrainingDiverged:
         return None
