@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from mfdmc_fast import metrics
-from mfdmc_fast.config import BayesianMFConfig
+from mfdmc_fast.config import BayesianMFConfig, with_rank
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.errors import TrainingDiverged
 from mfdmc_fast.model import BayesianMFModel, draws_kept
@@ -142,13 +142,15 @@ def posterior_means(
 
 def make_sampler(config: BayesianMFConfig, train: RatingsDataset, features: SideFeatures) -> GibbsSampler:
     """A sampler of ratings in (user, item) order."""
+    rank = with_rank(config, len(train), len(train.users) + len(train.items)).rank
+    assert rank is not None
     return functional.gibbs_sampler(
         train.user_offsets,
         train.item_idx,
         train.ratings,
         n_items=len(train.items),
         mean=float(train.ratings.mean(dtype=np.float64)),
-        rank=config.rank,
+        rank=rank,
         seed=config.seed,
         implicit=config.implicit,
         noise_degrees=config.noise_degrees,

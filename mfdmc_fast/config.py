@@ -167,10 +167,15 @@ class FunkMFConfig(TrainingConfig):
 class BayesianMFConfig(ModelConfig):
     """Settings of Bayesian matrix factorization by Gibbs sampling.
 
-    Defaults were chosen on validation splits of MovieLens-100k's u1.base and of fold 1 of MovieLens-1M.
+    Defaults were chosen on validation splits of MovieLens-100k's u1.base and of fold 1 of MovieLens-1M, those of `rank`
+    on such splits of six datasets.
     """
 
-    rank: int = _option(16, "length of the user and item vectors")
+    rank: int | None = _option(
+        None,
+        "length of the user and item vectors; unset: 8 where a user or item has fewer than 10 ratings on average, else"
+        " 16, from 500,000 ratings on 32",
+    )
     sweeps: int = _option(400, "draws of all parameters, one after the other")
     burn_in: int = _option(80, "first sweeps, which are not used")
     n_draws: int = _option(80, "draws that the model keeps, evenly spread over the sweeps after burn_in")
@@ -188,7 +193,7 @@ class BayesianMFConfig(ModelConfig):
         super().__post_init__()
         degrees = self.noise_degrees
         _require(degrees == 0 or 2 <= degrees < 1e6, "noise_degrees", degrees, "0, or in [2, 1e6)")
-        _require(1 <= self.rank <= 126, "rank", self.rank, "in [1, 126]")
+        _require(self.rank is None or 1 <= self.rank <= 126, "rank", self.rank, "in [1, 126]")
         _require(self.sweeps >= 1, "sweeps", self.sweeps, "1 or more")
         _require(0 <= self.burn_in < self.sweeps, "burn_in", self.burn_in, f"in [0, sweeps = {self.sweeps})")
         _require(self.n_draws >= 1, "n_draws", self.n_draws, "1 or more")
@@ -298,6 +303,23 @@ def with_l2(config: TrainingConfigT, n_ratings: int, n_entities: int) -> Trainin
     if isinstance(config, MFDMCConfig) and config.teacher is not None:
         return dataclasses.replace(config, weight_l2=0.0)  # a teacher's predictions are many and free of noise
     return dataclasses.replace(config, weight_l2=_L2_PULL[type(config)] * n_entities / (2 * n_ratings))
+
+
+def with_rank(config: BayesianMFConfig, n_ratings: int, n_entities: int) -> BayesianMFConfig:
+    """The config with `rank` filled in where it is unset.
+
+    Few ratings an entity say little about it, whatever the rank, and a sweep's cost grows with the entities times
+    rank³; many ratings carry more than 16 numbers.
+
+    Args:
+        config: settings of the model.
+        n_ratings: training ratings.
+        n_entities: users and items together.
+    """
+    if config.rank is not None:
+        return config
+    sparse = 2 * n_ratings < 10 * n_entities
+    return dataclasses.replace(config, rank=8 if sparse else 32 if n_ratings >= 500_000 else 16)
 
 
 def l2_at(config: MFDMCConfig | FunkMFConfig, epoch: int) -> float:

@@ -20,6 +20,7 @@ from mfdmc_fast.config import (
     weight_at,
     with_rates,
 )
+from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.ops import dispatch, functional, native
 from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights, SideTensors
 
@@ -337,6 +338,8 @@ class BayesianMFModel(Predictor):
 
     def __init__(self, n_users: int, n_items: int, config: BayesianMFConfig, train_mean: float = 0.0) -> None:
         super().__init__()
+        if config.rank is None:
+            raise ConfigError("rank is unset; `with_rank` chooses one by the number of ratings")
         self.config = config
         self.train_mean = self.global_mean = train_mean
         self.n_entities = {"user": n_users, "item": n_items}

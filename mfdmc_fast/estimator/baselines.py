@@ -11,7 +11,7 @@ import torch
 
 from mfdmc_fast import bayesian
 from mfdmc_fast.bayesian import SideFeatures
-from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, WeightSchedule
+from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, WeightSchedule, with_rank
 from mfdmc_fast.data import RatingsDataset
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.model import BayesianMFModel, FunkMFModel
@@ -86,7 +86,7 @@ class BayesianMF(RatingEstimator):
     def __init__(
         self,
         *,
-        rank: int = BayesianMFConfig.rank,
+        rank: int | None = BayesianMFConfig.rank,
         sweeps: int = BayesianMFConfig.sweeps,
         burn_in: int = BayesianMFConfig.burn_in,
         n_draws: int = BayesianMFConfig.n_draws,
@@ -139,6 +139,9 @@ class BayesianMF(RatingEstimator):
         rows = (torch.from_numpy(idx[known]).to(model.device, torch.int64) for idx in (user_idx, item_idx))
         deviations[known] = model.predictive_std(*rows).cpu().numpy()
         return deviations
+
+    def _new_model(self, config: Any, train: RatingsDataset) -> Any:
+        return super()._new_model(with_rank(config, len(train), len(train.users) + len(train.items)), train)
 
     def _train(
         self,
