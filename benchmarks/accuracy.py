@@ -2,6 +2,7 @@
 
     python -m benchmarks.accuracy --datasets ml-100k,filmtrust --models all --trials 30 --seeds 3
     python -m benchmarks.accuracy --quick
+    python -m benchmarks.accuracy --datasets ml-100k --models own --repeat
     python -m benchmarks.accuracy --render
 
 Protocol. Every model NAME runs with its default settings, NAME-tuned with the best of `--trials` settings that
@@ -182,23 +183,38 @@ def render(store: Store, console: Console) -> None:
     say(console, f"wrote {', '.join(written)}")
 
 
+def repeat(plan: Plan, lab: Lab, console: Console, limit: int | None = None) -> int:
+    """Run finished cells of our models again and compare every figure but time and memory; how many there were.
+
+    Raises:
+        SystemExit: no cell, or one that gives other figures.
+    """
+    of_ours = {name for name in plan.models if model_of(name).own}
+    cells = [r for r in lab.store.rows if r["kind"] == "cell" and "error" not in r]
+    cells = [r for r in cells if r["dataset"] in plan.datasets and r["variant"] in of_ours][:limit]
+    if not cells:
+        raise SystemExit("there is no finished cell of our models")
+    for first in cells:
+        job = {name: first[name] for name in ("dataset", "fold", "model", "settings", "seed", "rank")}
+        with Worker(lab.threads, lab.timeout) as worker:
+            second = worker.run({**job, "threads": lab.threads})
+        what = f"{first['dataset']} {first['variant']} {first['fold_name']} seed {first['seed']}"
+        for name in ("rmse", "mae", "ndcg", "recall"):
+            if first[name] != second.get(name):
+                raise SystemExit(f"{what}: {name} was {first[name]} and is {second.get(name, second)} when run again")
+        say(console, f"{what}: RMSE {second['rmse']!r} again")
+    return len(cells)
+
+
 def check_repeats(plan: Plan, lab: Lab, console: Console) -> None:
-    """For `--quick`: nothing is left to run, and a cell that is run again gives the same figures."""
+    """For `--quick`: nothing is left to run, nothing failed, and a cell that is run again gives the same figures."""
     again = Lab(Store(lab.store.path), lab.threads, lab.timeout, "check")
     run_plan(plan, again, console)
     if again.ran:
         raise SystemExit(f"{again.ran} finished cells were run again")
-    cells = [row for row in again.store.rows if row["kind"] == "cell" and "error" not in row]
-    if not cells or any("error" in row for row in again.store.rows):
-        raise SystemExit("there are failed cells, or none at all")
-    first = cells[0]
-    job = {name: first[name] for name in ("dataset", "fold", "model", "settings", "seed", "rank")}
-    with Worker(lab.threads, lab.timeout) as worker:
-        second = worker.run({**job, "threads": lab.threads})
-    for name in ("rmse", "mae", "ndcg", "recall"):
-        if first[name] != second[name]:
-            raise SystemExit(f"{name} of a cell that was run again is {second[name]}, not {first[name]}")
-    say(console, f"{len(cells)} cells are there, none was run twice, and the first gives the same figures again")
+    if any("error" in row for row in again.store.rows):
+        raise SystemExit("there are failed cells")
+    repeat(plan, again, console, limit=1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -217,6 +233,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="small data, few trials, our models, and a check of it all"
     )
+    parser.add_argument("--repeat", action="store_true", help="run finished cells of ours again and compare figures")
     parser.add_argument("--render", action="store_true", help="write report and plot of what is there, run nothing")
     return parser.parse_args(arguments)
 
@@ -252,6 +269,9 @@ def main() -> None:
         plan = plan_of(args)
         command = f"python -m benchmarks.accuracy --trials {plan.trials} --seeds {plan.seeds} --threads {args.threads}"
         lab = Lab(store, args.threads, args.timeout, command, args.source)
+        if args.repeat:
+            say(console, f"{repeat(plan, lab, console)} cells gave the same figures again")
+            return
         run_plan(plan, lab, console)
         if args.quick:
             check_repeats(plan, lab, console)

@@ -87,6 +87,19 @@ def test_a_second_run_gives_every_number_again(in_process: list[dict[str, Any]],
 
 
 @needs_optuna
+def test_cells_are_compared_with_what_they_were(in_process: list[dict[str, Any]], tmp_path: Path) -> None:
+    lab, console = run(tmp_path / "rows", PLAN), Console(file=io.StringIO())
+    assert accuracy.repeat(PLAN, lab, console) == 4
+    assert accuracy.repeat(PLAN, lab, console, limit=3) == 3
+    cell = next(row for row in lab.store.rows if row["kind"] == "cell")
+    cell["mae"] += 1e-9
+    with pytest.raises(SystemExit, match="planted biases fold1 seed 0: mae was"):
+        accuracy.repeat(PLAN, lab, console)
+    with pytest.raises(SystemExit, match="no finished cell"):
+        accuracy.repeat(accuracy.Plan(("filmtrust",), ("biases",), trials=1, seeds=1), lab, console)
+
+
+@needs_optuna
 def test_test_ratings_decide_nothing(in_process: list[dict[str, Any]], tmp_path: Path) -> None:
     run(tmp_path / "rows", PLAN)
     trials = [job for job in in_process if job["model"] == "funkmf"][:3]

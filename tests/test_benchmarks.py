@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.bayesian_speed import MYFM, summary
+from benchmarks.calibration import calibration
 from benchmarks.cpu_scaling import gathered_loss, shuffled, zipf_ratings
 from benchmarks.cpu_training import make_model, seconds_to, table_loss
 from mfdmc_fast.config import MFDMCConfig
@@ -43,3 +45,29 @@ def test_generated_ratings() -> None:
 def test_seconds_to_a_quality() -> None:
     curve = [{"epochs": n, "seconds": n / 10, "rmse": rmse} for n, rmse in enumerate([0.9, 0.86, 0.855], start=1)]
     assert seconds_to(curve) == {"0.8600": 0.2, "0.8505": None}
+
+
+def test_calibration_of_normal_errors() -> None:
+    generator = np.random.default_rng(1)
+    deviations = generator.uniform(0.5, 2.0, 200_000)
+    errors = generator.normal(size=200_000) * deviations
+    found = calibration(errors, deviations)
+    for level, share in found["coverage"].items():
+        assert share == pytest.approx(float(level), abs=0.004)
+    assert found["std_of_standardized_errors"] == pytest.approx(1, abs=0.005)
+    assert found["nll"] < found["nll_of_one_std"]
+    for group in found["by_std"]:
+        assert group["rmse"] == pytest.approx(group["mean_std"], rel=0.03)
+    # twice as sure as right: an interval of z stds holds what one of z / 2 should
+    assert calibration(errors, deviations / 2)["coverage"]["0.95"] == pytest.approx(0.673, abs=0.005)
+
+
+def test_the_summary_of_speeds() -> None:
+    rows = [
+        {"model": model, "seed": seed, "seconds": seconds, "rmse": 0.8}
+        for model, times in ((MYFM, (8.0, 10.0, 12.0)), ("ours", (2.0, 2.0, 4.0)))
+        for seed, seconds in enumerate(times)
+    ]
+    ours = summary(rows)[1]
+    assert (ours["seconds"], ours["times_as_fast_as_myfm"], ours["extremes"]) == (2.0, 4.0, [3.0, 5.0])
+    assert summary(rows[3:])[0]["times_as_fast_as_myfm"] is None
