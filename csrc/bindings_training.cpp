@@ -29,7 +29,7 @@ class SideState {
             MaybeFloats table_v /* [n, S] */, MaybeFloats bias_m /* [n] */,
             MaybeFloats bias_v /* [n] */, std::optional<Rows> next_step /* [n] */,
             MaybeFloats centers_m /* [S, d] */, MaybeFloats centers_v /* [S, d] */, MaybeFloats table_sum /* [n] */,
-            MaybeFloats bias_sum /* [n] */, MaybeFloats centers_sum /* [S] */)
+            MaybeFloats bias_sum /* [n] */, MaybeFloats centers_sum /* [S] */, MaybeFloats l2_scale /* [n] */)
       : table_(std::move(table)),
         bias_(std::move(bias)),
         centers_(std::move(centers)),
@@ -42,6 +42,7 @@ class SideState {
         table_sum_(std::move(table_sum)),
         bias_sum_(std::move(bias_sum)),
         centers_sum_(std::move(centers_sum)),
+        l2_scale_(std::move(l2_scale)),
         next_step_(std::move(next_step)),
         offsets_{0} {
     if (table_.ndim() != 2) throw py::value_error("table must be a matrix");
@@ -62,8 +63,8 @@ class SideState {
     }
     for (auto* array : {&table_m_, &table_v_})
       if (*array) check_shape("table's moments", **array, {n, s});
-    for (auto* array : {&bias_, &bias_m_, &bias_v_, &bias_sum_, &table_sum_})
-      if (*array) check_shape("bias, its moments and the rows' sums", **array, {n});
+    for (auto* array : {&bias_, &bias_m_, &bias_v_, &bias_sum_, &table_sum_, &l2_scale_})
+      if (*array) check_shape("bias, its moments, the rows' sums and scales", **array, {n});
     if (centers_sum_) check_shape("centers' sums", *centers_sum_, {s});
     if (next_step_) check_shape("next_step", *next_step_, {n});
   }
@@ -80,6 +81,7 @@ class SideState {
     out.row_sum = data_of(table_sum_);
     out.bias_sum = data_of(bias_sum_);
     out.centers = data_of(centers_);
+    out.l2_scale = l2_scale_ ? l2_scale_->data() : nullptr;
     out.view_offsets = offsets_.data();
     out.n_entities = table_.shape(0);
     out.total_clusters = table_.shape(1);
@@ -109,7 +111,7 @@ class SideState {
  private:
   Floats table_;
   MaybeFloats bias_, centers_, table_m_, table_v_, bias_m_, bias_v_, centers_m_, centers_v_, table_sum_, bias_sum_,
-      centers_sum_;
+      centers_sum_, l2_scale_;
   std::optional<Rows> next_step_;
   std::vector<std::int64_t> offsets_;
 };
@@ -366,14 +368,15 @@ std::vector<double> batch_loss(SideState& user, SideState& item, const Indices& 
 void define_training(py::module_& module) {
   py::class_<SideState>(module, "SideState")
       .def(py::init<Floats, MaybeFloats, MaybeFloats, std::vector<std::int64_t>, MaybeFloats, MaybeFloats, MaybeFloats,
-                    MaybeFloats, std::optional<Rows>, MaybeFloats, MaybeFloats, MaybeFloats, MaybeFloats, MaybeFloats>(),
+                    MaybeFloats, std::optional<Rows>, MaybeFloats, MaybeFloats, MaybeFloats, MaybeFloats, MaybeFloats,
+                    MaybeFloats>(),
            py::arg("table").noconvert(), py::arg("bias").noconvert(), py::arg("centers").noconvert(),
            py::arg("n_clusters"), py::arg("table_m").noconvert() = py::none(),
            py::arg("table_v").noconvert() = py::none(), py::arg("bias_m").noconvert() = py::none(),
            py::arg("bias_v").noconvert() = py::none(), py::arg("next_step").noconvert() = py::none(),
            py::arg("centers_m").noconvert() = py::none(), py::arg("centers_v").noconvert() = py::none(),
            py::arg("table_sum").noconvert() = py::none(), py::arg("bias_sum").noconvert() = py::none(),
-           py::arg("centers_sum").noconvert() = py::none());
+           py::arg("centers_sum").noconvert() = py::none(), py::arg("l2_scale").noconvert() = py::none());
   py::class_<LossOptions>(module, "LossOptions")
       .def(py::init([](float spread, float proximity, float entropy, float l2, float bias_l2, float spread_margin,
                        float global_mean, bool sum_views) {

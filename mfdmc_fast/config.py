@@ -64,6 +64,10 @@ class TrainingConfig(ModelConfig):
     learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = _option(
         "cosine", "how learning rates change over the run"
     )
+    l2_count_power: float = _option(
+        0.5,
+        "the L2 pull of an entity with c training ratings grows as c to the power 1 - this: with 0, every rating pulls",
+    )
     patience: int | None = _option(
         None, "stop after this many epochs without a better validation RMSE; unset: never stop early"
     )
@@ -77,6 +81,7 @@ class TrainingConfig(ModelConfig):
         _require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in _rates(self):
             _require(getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(0 <= self.l2_count_power <= 1, "l2_count_power", self.l2_count_power, "in [0, 1]")
         _require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more")
 
 
@@ -96,7 +101,7 @@ class MFDMCConfig(TrainingConfig):
     learning_rate_biases: float | None = _rate("learning rate of biases", adam=0.0075, adagrad=0.11)
     weight_spread: WeightSchedule = _option(0.025, "loss weight: centers of a view keep apart")
     spread_margin: float = _option(0.77, "distance from which on two centers do not repel each other")
-    weight_proximity: WeightSchedule = _option("0:0.0255:30", "loss weight: embeddings lie near their centers")
+    weight_proximity: WeightSchedule = _option("0:0.013:30", "loss weight: embeddings lie near their centers")
     weight_entropy: WeightSchedule = _option("0:0.094:30", "loss weight: assignments are sharp")
     weight_l2: WeightSchedule | None = _option(
         None, "loss weight: squared length of embeddings; unset: 8 / mean ratings of a user or item, 0 with a teacher"

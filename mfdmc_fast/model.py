@@ -7,6 +7,8 @@ import math
 from abc import abstractmethod
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -90,6 +92,25 @@ class RatingModel(Predictor):
     def training_backend(self) -> str:
         """Name of the backend that `batch_loss` uses; raises `BackendUnavailable` where the wanted one cannot."""
 
+    def set_l2_scales(self, counts: dict[SideName, npt.NDArray[np.int64]]) -> None:
+        """Let the L2 weight of an entity with c training ratings be `weight_l2` times c^-l2_count_power, scaled so that
+        the mean over the ratings of a side stays `weight_l2`.
+
+        Args:
+            counts: [n] training ratings of each entity.
+        """
+        power = self.config.l2_count_power
+        for side, of_side in counts.items():
+            scale = None
+            if power:
+                relative = np.maximum(of_side, 1).astype(np.float64) ** -power
+                relative *= of_side.sum() / max(1.0, (of_side * relative).sum())
+                scale = torch.from_numpy(relative).to(next(self.parameters()))
+            self._set_l2_scale(side, scale)
+
+    @abstractmethod
+    def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None: ...
+
     @abstractmethod
     def native_parameters(self, side: SideName) -> native.SideParameters:
         """The trainable tensors of a side, for the native engine."""
@@ -107,6 +128,7 @@ class Side(nn.Module):
         centers: [S, d] parameter.
         bias: [n] parameter, or None.
         cluster_ids: original number of each surviving cluster, one tuple a view; pruning never renumbers.
+        l2_scale: [n] or None, see `RatingModel.set_l2_scales`.
     """
 
     def __init__(self, n: int, config: MFDMCConfig, generator: torch.Generator) -> None:
@@ -116,6 +138,8 @@ class Side(nn.Module):
         self.centers = nn.Parameter(torch.randn(n_columns, config.view_dim, generator=generator) * config.center_scale)
         self.bias = nn.Parameter(torch.zeros(n)) if config.biases else None
         self.cluster_ids = tuple(tuple(range(config.n_clusters)) for _ in range(config.n_views))
+        self.l2_scale: Tensor | None
+        self.register_buffer("l2_scale", None, persistent=False)
 
     @property
     def n_clusters(self) -> tuple[int, ...]:
@@ -124,7 +148,7 @@ class Side(nn.Module):
 
     def tensors(self) -> SideTensors:
         """The parameters as the ops take them."""
-        return SideTensors(self.assignment_logits, self.centers, self.n_clusters, self.bias)
+        return SideTensors(self.assignment_logits, self.centers, self.n_clusters, self.bias, self.l2_scale)
 
     def assignment_weights(self) -> list[Tensor]:
         """Assignment weights of every entity, one [n, K_v] a view, without gradients."""
@@ -235,6 +259,9 @@ class MFDMCModel(RatingModel):
     def prunable_sides(self) -> dict[SideName, Side]:
         return {"user": self.user, "item": self.item}
 
+    def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None:
+        self._side(side).l2_scale = scale
+
     def _side(self, side: SideName) -> Side:
         return self.user if side == "user" else self.item
 
@@ -258,6 +285,13 @@ class FunkMFModel(RatingModel):
         self.item_factors = nn.Parameter(torch.randn(n_items, size, generator=generator) * scale)
         self.user_bias = nn.Parameter(torch.zeros(n_users)) if config.biases else None
         self.item_bias = nn.Parameter(torch.zeros(n_items)) if config.biases else None
+        self.user_l2_scale: Tensor | None
+        self.item_l2_scale: Tensor | None
+        for side in SIDES:
+            self.register_buffer(f"{side}_l2_scale", None, persistent=False)
+
+    def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None:
+        setattr(self, f"{side}_l2_scale", scale)
 
     def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
         return functional.funkmf_loss(
@@ -291,7 +325,10 @@ class FunkMFModel(RatingModel):
         )
 
     def _sides(self) -> tuple[FactorTensors, FactorTensors]:
-        return FactorTensors(self.user_factors, self.user_bias), FactorTensors(self.item_factors, self.item_bias)
+        return (
+            FactorTensors(self.user_factors, self.user_bias, self.user_l2_scale),
+            FactorTensors(self.item_factors, self.item_bias, self.item_l2_scale),
+        )
 
     @torch.no_grad()
     def score_pairs(self, user_idx: Tensor, item_idx: Tensor) -> Tensor:

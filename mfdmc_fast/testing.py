@@ -39,7 +39,8 @@ class Case(NamedTuple):
             )
             assert logits is not None
             assert centers is not None
-            return SideTensors(logits, centers, side.n_clusters, bias)
+            l2_scale = None if side.l2_scale is None else side.l2_scale.to(dtype)
+            return SideTensors(logits, centers, side.n_clusters, bias, l2_scale)
 
         return self._replace(user=convert(self.user), item=convert(self.item), ratings=self.ratings.to(dtype))
 
@@ -53,6 +54,7 @@ def make_case(
     n_items: int = 17,
     *,
     biases: bool = True,
+    l2_scales: bool = False,
     logit_scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
@@ -66,7 +68,8 @@ def make_case(
     def side(n: int, n_clusters: tuple[int, ...]) -> SideTensors:
         total = sum(n_clusters)
         bias = normal(n) * 0.3 if biases else None
-        return SideTensors(normal(n, total) * logit_scale, normal(total, view_dim) * 0.7, n_clusters, bias)
+        logits, centers = normal(n, total) * logit_scale, normal(total, view_dim) * 0.7
+        return SideTensors(logits, centers, n_clusters, bias, normal(n).exp() if l2_scales else None)
 
     return Case(
         side(n_users, user_clusters),

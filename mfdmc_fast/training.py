@@ -18,7 +18,7 @@ from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import SIDES, Predictor, RatingModel, SideName
+from mfdmc_fast.model import SIDES, Predictor, RatingModel
 from mfdmc_fast.optim import likely_cause, rate_factor
 from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
 from mfdmc_fast.scoring import predict_rows
@@ -172,12 +172,15 @@ def _train(
     # a teacher's pairs are several times the ratings, and a student that is free of noise gains from more steps
     taught = isinstance(config, MFDMCConfig) and config.teacher is not None
     batch_size = config.batch_size or default_batch_size(len(train), 40 if taught else 10)
+    rows = {"user": train.user_idx, "item": train.item_idx}
+    counts = {side: count_rows(rows[side], model.n_entities[side]) for side in SIDES}
+    model.set_l2_scales(counts)
     batches = BatchIterator(train, batch_size, config.seed, config.device)
     scale = scale or train.scale
     history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
     epochs = make_epochs(model, batches, history.backend)
     pruning = _pruning_of(config)
-    trained = _trained_entities(model, train)
+    trained = {side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in counts.items()}
     best: tuple[float, int, dict[str, Any]] | None = None
     epochs_without_gain = 0
     for callback in callbacks:
@@ -240,12 +243,6 @@ def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:
     if not isinstance(config, MFDMCConfig) or not config.prune:
         return None
     return ClusterPruning(config.prune_start, config.prune_threshold, config.min_clusters)
-
-
-def _trained_entities(model: RatingModel, train: RatingsDataset) -> dict[SideName, torch.Tensor]:
-    device = model.device
-    rows = {"user": train.user_idx, "item": train.item_idx}
-    return {side: torch.from_numpy(count_rows(rows[side], model.n_entities[side]) > 0).to(device) for side in SIDES}
 
 
 def _snapshot(model: RatingModel) -> dict[str, Any]:

@@ -35,6 +35,8 @@ CONFIGS: dict[str, TrainingConfig] = {
     ),
     "funkmf": FunkMFConfig(n_factors=19, epochs=6),
     "funkmf-adagrad": FunkMFConfig(n_factors=19, epochs=6, optimizer="adagrad"),
+    "l2-by-count": MFDMCConfig(n_views=2, n_clusters=3, view_dim=3, epochs=6, l2_count_power=0.7),
+    "funkmf-l2-by-count": FunkMFConfig(n_factors=9, epochs=5, l2_count_power=0.5, optimizer="adagrad"),
     "funkmf-plain": FunkMFConfig(n_factors=8, epochs=4, biases=False, batch_size=100),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -197,3 +198,20 @@ def test_backend_of_the_config(make: Any) -> None:
 def test_entities_of_each_side() -> None:
     for model in (_mfdmc(), _funkmf()):
         assert model.n_entities == {"user": 5, "item": 6}
+
+
+@pytest.mark.parametrize("kind", [MFDMCModel, FunkMFModel])
+def test_l2_scales_follow_the_counts(kind: type[MFDMCModel] | type[FunkMFModel]) -> None:
+    counts = {"user": np.array([1, 4, 0]), "item": np.array([2, 2, 0, 1])}
+    config_class = MFDMCConfig if kind is MFDMCModel else FunkMFConfig
+    model = kind(3, 4, config_class(l2_count_power=0.5))  # type: ignore[arg-type]
+    model.set_l2_scales(counts)
+    scales = [model.native_parameters(side).l2_scale.numpy() for side in ("user", "item")]
+    # c^-1/2 and times what makes the mean over 5 ratings 1: users 1 * 1 + 4 * 1/2 = 3
+    np.testing.assert_allclose(scales[0], np.array([1, 0.5, 1]) * 5 / 3, rtol=1e-6)
+    root = 0.5**0.5
+    np.testing.assert_allclose(scales[1], np.array([root, root, 1, 1]) * 5 / (4 * root + 1), rtol=1e-6)
+    assert not any("l2_scale" in name for name in model.state_dict())
+    plain = kind(3, 4, config_class(l2_count_power=0.0))  # type: ignore[arg-type]
+    plain.set_l2_scales(counts)
+    assert plain.native_parameters("user").l2_scale is None

@@ -150,6 +150,7 @@ MFDMC_CHANGES: dict[str, Any] = {
     "batch_size": 64,
     "optimizer": "adagrad",
     "learning_rate_schedule": "constant",
+    "l2_count_power": 1.0,
     "seed": 1,
     "n_views": 3,
     "n_clusters": 4,
@@ -177,6 +178,7 @@ FUNKMF_CHANGES: dict[str, Any] = {
     "batch_size": 64,
     "optimizer": "adagrad",
     "learning_rate_schedule": "one-cycle",
+    "l2_count_power": 0.0,
     "seed": 1,
     "n_factors": 5,
     "biases": False,
@@ -581,7 +583,8 @@ def test_the_loss_of_a_record_is_the_mean_over_the_ratings(train: RatingsDataset
     errors = predict_rows(model, train.user_idx, train.item_idx).astype(float) - train.ratings
     loss = history.epochs[0].loss
     assert loss["mse"] == pytest.approx((errors**2).mean(), rel=1e-5)
-    squares = [model.embeddings(s).square().sum(1).numpy() for s in ("user", "item")]
+    scales = [model.native_parameters(s).l2_scale for s in ("user", "item")]
+    squares = [(model.embeddings(s).square().sum(1) * c).numpy() for s, c in zip(("user", "item"), scales, strict=True)]
     expected = (squares[0][train.user_idx] + squares[1][train.item_idx]).mean()
     assert loss["l2"] == pytest.approx(expected, rel=1e-5)
 

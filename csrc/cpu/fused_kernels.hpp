@@ -55,6 +55,7 @@ struct TrainedSide {
   float* bias_sum;                   // [n] (adagrad)
   const float* centers;              // [S, d], or null (FunkMF)
   const float* center_norms;         // [S] squared lengths
+  const float* l2_scale;             // [n] by which l2 is multiplied for each row, or null: 1
   const std::int64_t* view_offsets;  // [V + 1]
   std::int64_t n_entities, total_clusters, n_views, view_dim;
 };

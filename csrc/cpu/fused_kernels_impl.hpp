@@ -49,6 +49,11 @@ inline TileBias forward_bias(const TrainedSide& side, const BatchSide& batch, co
   return {share, bias * bias * share};
 }
 
+// The rows' shares in the L2 term.
+inline Vec l2_shares(const TrainedSide& side, const BatchSide& batch, std::int64_t t, std::int64_t n_rows, Vec share) {
+  return side.l2_scale ? share * gather(side.l2_scale, batch.rows + t, n_rows) : share;
+}
+
 // Asks for what the forward pass reads of rows [first, last) of the batch.
 inline void prefetch_logits(const TrainedSide& side, const UpdateSetup& update, const std::int64_t* rows,
                             std::int64_t first, std::int64_t last) {
@@ -84,7 +89,7 @@ void factor_forward(const TrainedSide& side, const BatchSide& batch, const LossS
       }
     }
     const TileBias bias = forward_bias(side, batch, loss, t, n_rows);
-    squares += sums_of_rows(lengths) * bias.share;
+    squares += sums_of_rows(lengths) * l2_shares(side, batch, t, n_rows, bias.share);
     bias_squares += bias.square;
   }
   terms[2] += sum_lanes(squares);
@@ -149,7 +154,7 @@ void entity_forward_of(const TrainedSide& side, const BatchSide& batch, const Lo
     const TileBias bias = forward_bias(side, batch, loss, t, n_rows);
     proximities += proximity * bias.share;
     entropies += entropy * bias.share;
-    squares += l2 * bias.share;
+    squares += l2 * l2_shares(side, batch, t, n_rows, bias.share);
     bias_squares += bias.square;
     for_rows(embedding, n_rows, loss.embedding_dim, [&](std::int64_t r, std::int64_t c, Vec x, std::int64_t) {
       store(batch.embeddings + (t + r) * loss.padded_dim + c, x);  // zero in the padding
@@ -373,7 +378,7 @@ void factor_backward(const TrainedSide& side, const BatchSide& batch, const Batc
     if (batch.links) item_sums(batch, other, loss, errors, t, t + n_rows);
     const Vec share = tile_shares(batch, t, n_rows, loss.batch_size);
     alignas(64) float shares[kLanes];
-    store(shares, share);
+    store(shares, l2_shares(side, batch, t, n_rows, share));
     update_biases(side, update, batch.rows + t, n_rows, bias_gradient(batch, loss, t, n_rows, share));
     for (std::int64_t r = 0; r < n_rows; ++r) {
       const float* z = batch.embeddings + (t + r) * loss.padded_dim;
@@ -475,7 +480,7 @@ void entity_backward_of(const TrainedSide& side, const BatchSide& batch, const B
       load_transposed([&](std::int64_t r) { return batch.embeddings + (t + r) * loss.padded_dim; }, n_rows,
                       loss.embedding_dim, z);
     }
-    const Vec l2 = share * splat(2.0f * loss.l2);
+    const Vec l2 = l2_shares(side, batch, t, n_rows, share) * splat(2.0f * loss.l2);
     for (std::int64_t v = 0; v < n_views; ++v)
       for (std::int64_t c = 0; c < d; ++c) g[loss.sum_views ? c : v * d + c] += l2 * z[v * d + c];
     const Vec a = share * splat(loss.proximity / static_cast<float>(n_views)), twice_a = a + a;

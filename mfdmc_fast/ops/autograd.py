@@ -83,6 +83,7 @@ def _fused(
             None if side.bias is None else side.bias.detach().contiguous(),
             None if side.centers is None else side.centers.detach().contiguous(),
             side.n_clusters,
+            None if side.l2_scale is None else side.l2_scale.detach().contiguous(),
         )
         for side in sides
     ]

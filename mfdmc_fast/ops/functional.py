@@ -46,7 +46,8 @@ def batch_loss(
     counts once per rating it has in the batch. An empty batch gives zeros.
 
     Args:
-        user: parameters of the user side: assignment_logits [n_users, S_u], centers [S_u, d], bias [n_users] or None.
+        user: parameters of the user side: assignment_logits [n_users, S_u], centers [S_u, d], bias [n_users] or None,
+            l2_scale [n_users] or None.
         item: the same for items; both sides have equally many views and the same d, dtype and device.
         global_mean: rating points, added to every prediction.
         user_idx: [B] int64, rows of the user side; repeats allowed, any order.
@@ -100,7 +101,7 @@ def funkmf_loss(
     """Loss terms of FunkMF: squared error of global_mean + biases + p_u · q_i, and the batch-mean L2 terms.
 
     Args:
-        user: factors [n_users, n_factors] and bias [n_users] or None.
+        user: factors [n_users, n_factors], bias [n_users] or None, l2_scale [n_users] or None.
         item: the same for items, same n_factors, dtype and device.
         global_mean, user_idx, item_idx, ratings, backend: as in `batch_loss`.
         weights: only `l2` and `bias_l2` are used; the others must be 0.
@@ -111,13 +112,18 @@ def funkmf_loss(
     for name, side in (("user", user), ("item", item)):
         if side.factors.ndim != 2 or not side.factors.is_floating_point():
             raise TypeError(f"{name}.factors must be a floating matrix [n, n_factors], got {list(side.factors.shape)}")
-        if side.bias is not None and side.bias.shape != (len(side.factors),):
-            raise ValueError(f"{name}.bias must be [{len(side.factors)}], got {list(side.bias.shape)}")
+        _check_vectors(name, {"bias": side.bias, "l2_scale": side.l2_scale}, len(side.factors))
     if user.factors.shape[1] != item.factors.shape[1] or (user.bias is None) != (item.bias is None):
         raise ValueError("both sides must have the same n_factors, and a bias on both sides or on neither")
     _check_same_kind(
         user.factors,
-        {"user.bias": user.bias, "item.factors": item.factors, "item.bias": item.bias},
+        {
+            "user.bias": user.bias,
+            "user.l2_scale": user.l2_scale,
+            "item.factors": item.factors,
+            "item.bias": item.bias,
+            "item.l2_scale": item.l2_scale,
+        },
     )
     if any((weights.spread, weights.proximity, weights.entropy)):
         raise ValueError("FunkMF has no clusters: weights.spread, proximity and entropy must be 0")
@@ -416,8 +422,7 @@ def _check_side(name: str, side: SideTensors) -> None:
         raise ValueError(f"{name}.assignment_logits must be [n, {total}], got {list(side.assignment_logits.shape)}")
     if side.centers.ndim != 2 or len(side.centers) != total or side.centers.shape[1] < 1:
         raise ValueError(f"{name}.centers must be [{total}, d], got {list(side.centers.shape)}")
-    if side.bias is not None and side.bias.shape != (len(side.assignment_logits),):
-        raise ValueError(f"{name}.bias must be [{len(side.assignment_logits)}], got {list(side.bias.shape)}")
+    _check_vectors(name, {"bias": side.bias, "l2_scale": side.l2_scale}, len(side.assignment_logits))
     for tensor in side:
         if isinstance(tensor, Tensor) and not (
             tensor.is_floating_point() and tensor.dtype == side.centers.dtype and tensor.device == side.centers.device
@@ -426,6 +431,12 @@ def _check_side(name: str, side: SideTensors) -> None:
                 f"tensors of {name} must share one floating dtype and device: got {tensor.dtype} on {tensor.device}"
                 f" beside {side.centers.dtype} on {side.centers.device}"
             )
+
+
+def _check_vectors(name: str, vectors: dict[str, Tensor | None], n: int) -> None:
+    for field, vector in vectors.items():
+        if vector is not None and vector.shape != (n,):
+            raise ValueError(f"{name}.{field} must be [{n}], got {list(vector.shape)}")
 
 
 def _check_combine(combine: str) -> None:

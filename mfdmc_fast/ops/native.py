@@ -188,22 +188,24 @@ class SideParameters:
         bias: [n] or None.
         centers: [S, d], or None for FunkMF.
         n_clusters: active clusters of each view; empty for FunkMF.
+        l2_scale: [n] or None; not trained.
     """
 
     table: Tensor
     bias: Tensor | None
     centers: Tensor | None
     n_clusters: tuple[int, ...]
+    l2_scale: Tensor | None = None
 
     @classmethod
     def of(cls, side: SideTensors | FactorTensors) -> SideParameters:
         """From the argument of an op."""
         if isinstance(side, FactorTensors):
-            return cls(side.factors, side.bias, None, ())
-        return cls(side.assignment_logits, side.bias, side.centers, side.n_clusters)
+            return cls(side.factors, side.bias, None, (), side.l2_scale)
+        return cls(side.assignment_logits, side.bias, side.centers, side.n_clusters, side.l2_scale)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that are there, by name."""
+        """Those that are there and trained, by name."""
         named = {"table": self.table, "bias": self.bias, "centers": self.centers}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
@@ -238,6 +240,7 @@ def side_state(side: SideParameters, state: Mapping[str, Mapping[str, Tensor]] |
         table_sum=kept("table", "row_sum"),
         bias_sum=kept("bias", "row_sum"),
         centers_sum=kept("centers", "row_sum"),
+        l2_scale=None if side.l2_scale is None else _array("l2_scale", side.l2_scale, torch.float32),
     )
 
 

@@ -156,7 +156,8 @@ def batch_loss(
         spread_sum = spread_sum + spread(side.centers, side.n_clusters, spread_margin)
         proximity_sum = proximity_sum + share @ proximity(side_weights, side.centers, per_view, side.n_clusters)
         entropy_sum = entropy_sum + normalized_entropy(log_weights, side.n_clusters).mean(0) @ share
-        l2_sum = l2_sum + share @ embeddings.square().sum(1)
+        lengths = embeddings.square().sum(1)  # [R]
+        l2_sum = l2_sum + share @ (lengths if side.l2_scale is None else lengths * side.l2_scale.index_select(0, rows))
         if side.bias is not None:
             bias = side.bias.index_select(0, rows)  # [R]
             prediction = prediction + bias.index_select(0, inverse)
@@ -197,7 +198,10 @@ def funkmf_loss(
             prediction = prediction + bias
             bias_l2 = bias_l2 + bias.square().mean()
     mse = (prediction - ratings).square().mean()
-    l2 = p.square().sum(1).mean() + q.square().sum(1).mean()
+    l2 = ratings.new_zeros(())
+    for side, idx, factors in ((user, user_idx, p), (item, item_idx, q)):
+        lengths = factors.square().sum(1)  # [B]
+        l2 = l2 + (lengths if side.l2_scale is None else lengths * side.l2_scale.index_select(0, idx)).mean()
     none = torch.zeros_like(mse)
     return LossTerms(mse + weights.l2 * l2 + weights.bias_l2 * bias_l2, mse, none, none, none, l2, bias_l2)
 

@@ -19,12 +19,14 @@ class SideTensors(NamedTuple):
         centers: [S, d], same dtype; row s is the center of the cluster in column s.
         n_clusters: active clusters K_v of each view, each at least 1.
         bias: [n], same dtype, or None for a model without biases (then on both sides).
+        l2_scale: [n], same dtype: the L2 weight of each row's embedding is `l2` times this; None: 1. Not trained.
     """
 
     assignment_logits: Tensor
     centers: Tensor
     n_clusters: tuple[int, ...]
     bias: Tensor | None = None
+    l2_scale: Tensor | None = None
 
 
 class FactorTensors(NamedTuple):
@@ -33,10 +35,12 @@ class FactorTensors(NamedTuple):
     Attributes:
         factors: [n, n_factors] floating.
         bias: [n], same dtype, or None (then on both sides).
+        l2_scale: as in `SideTensors`.
     """
 
     factors: Tensor
     bias: Tensor | None = None
+    l2_scale: Tensor | None = None
 
 
 class LossWeights(NamedTuple):

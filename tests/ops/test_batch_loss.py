@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "logits-80": {"logit_scale": 80.0},
     "logits-80-B1": {"logit_scale": 80.0, "batch_size": 1},
     "no-biases": {"biases": False},
+    "l2-scales": {"l2_scales": True, "batch_size": 300},
 }
 KERNELS = ["baseline", "avx2", "avx512"]
 
@@ -61,24 +62,24 @@ def test_batch_loss_matches_the_oracle(name: str, combine: str, kernels: str) ->
     _check(mine, expected, [p.grad for p in case.parameters()], [p.grad for p in exact.parameters()])
 
 
-@pytest.mark.parametrize("biases", [True, False], ids=["biases", "plain"])
+@pytest.mark.parametrize("parts", [{"biases": True}, {"biases": False}, {"l2_scales": True}], ids=str)
 @pytest.mark.parametrize("n_factors", [1, 16, 37])
 @pytest.mark.parametrize("batch_size", [1, 63, 5000])
-def test_funkmf_loss_matches_the_oracle(batch_size: int, n_factors: int, biases: bool, kernels: str) -> None:
-    case = make_case(batch_size, n_users=30, n_items=20, biases=biases, dtype=torch.float32)
+def test_funkmf_loss_matches_the_oracle(batch_size: int, n_factors: int, parts: dict[str, bool], kernels: str) -> None:
+    case = make_case(batch_size, n_users=30, n_items=20, **parts, dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     factors = [torch.randn(n, n_factors, generator=generator) for n in (30, 20)]
     results = []
     for dtype, loss in ((torch.float32, functional.funkmf_loss), (torch.float64, reference.funkmf_loss)):
         own = case.to(dtype)
         sides = [
-            FactorTensors(f.detach().to(dtype, copy=True).requires_grad_(), s.bias)
+            FactorTensors(f.detach().to(dtype, copy=True).requires_grad_(), s.bias, s.l2_scale)
             for f, s in zip(factors, (own.user, own.item), strict=True)
         ]
         extra = {"backend": "cpu"} if dtype == torch.float32 else {}
         terms = loss(*sides, *own[2:], weights=LossWeights(l2=0.3, bias_l2=0.2), **extra)
         terms.total.backward()
-        results.append((terms, [t.grad for side in sides for t in side if t is not None]))
+        results.append((terms, [t.grad for side in sides for t in side[:2] if t is not None]))
     _check(results[0][0], results[1][0], results[0][1], results[1][1])
 
 

@@ -246,3 +246,23 @@ def test_proximity_is_the_weighted_distance_to_the_centers() -> None:
             expected = expected + log_weights[c].exp() * distance / len(user.n_clusters)
         first += k
     torch.testing.assert_close(value, expected)
+
+
+def test_l2_scales_weigh_the_rows() -> None:
+    with torch.no_grad():
+        _check_l2_scales()
+
+
+def _check_l2_scales() -> None:
+    case = make_case(l2_scales=True)
+    found = reference.batch_loss(*case, combine="concat", weights=LossWeights(l2=2.0), spread_margin=0.0)
+    expected = 0.0
+    for side, idx in ((case.user, case.user_idx), (case.item, case.item_idx)):
+        lengths = reference.embed(side, combine="concat").square().sum(1)
+        expected += float(sum(lengths[e] * side.l2_scale[e] for e in idx) / len(idx))
+    assert found.l2.item() == pytest.approx(expected, rel=1e-12)
+    assert found.total.item() == pytest.approx(found.mse.item() + 2 * expected, rel=1e-12)
+    sides = [FactorTensors(side.centers.new_ones(len(side.bias), 3), None, side.l2_scale) for side in case[:2]]
+    terms = reference.funkmf_loss(*sides, *case[2:], weights=LossWeights(l2=1.0))
+    mean = case.user.l2_scale[case.user_idx].mean() + case.item.l2_scale[case.item_idx].mean()
+    assert terms.l2.item() == pytest.approx(3 * mean.item(), rel=1e-12)
