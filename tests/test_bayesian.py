@@ -11,8 +11,10 @@ from sklearn.base import clone
 
 from mfdmc_fast import BayesianMF, load_model
 from mfdmc_fast.bayesian import posterior_means
+from mfdmc_fast.config import BayesianMFConfig
 from mfdmc_fast.data import Ratings, RatingsDataset, holdout, make_planted_ratings, official_folds
 from mfdmc_fast.errors import ConfigError
+from mfdmc_fast.model import BayesianMFModel
 from mfdmc_fast.testing import data_folder
 from mfdmc_fast.training import Callback
 
@@ -140,3 +142,21 @@ def test_movielens_100k() -> None:
     split = official_folds(folder / "ml-100k")[0]
     model = BayesianMF(rank=8, sweeps=300, burn_in=60).fit(split.train)
     assert model.evaluate(split.test)["rmse"] <= 0.892
+
+
+def test_an_unset_rank_is_chosen_by_fit_and_by_teachers() -> None:
+    dataset = RatingsDataset.from_ratings(make_planted_ratings(60, 45, 260, seed=5))  # 5 ratings an entity: rank 8
+    few = {"sweeps": 6, "burn_in": 2, "n_draws": 4}
+    model = BayesianMF(**few)
+    ratings = make_planted_ratings(60, 45, 260, seed=5)
+    assert model.fit(ratings).model_.config.rank == 8
+    assert model.rank is None
+    users, items = dataset.user_idx[:20], dataset.item_idx[:20]
+    means = [
+        posterior_means(BayesianMFConfig(**few, rank=rank), dataset.sorted(), users, items, (1.0, 5.0))
+        for rank in (None, 8, 7)
+    ]
+    np.testing.assert_array_equal(means[0], means[1])
+    assert (means[0] != means[2]).any()
+    with pytest.raises(ConfigError, match="rank is unset"):
+        BayesianMFModel(3, 3, BayesianMFConfig())

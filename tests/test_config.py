@@ -24,6 +24,7 @@ from mfdmc_fast.config import (
     preset,
     weight_at,
     with_l2,
+    with_rank,
     with_rates,
 )
 from mfdmc_fast.errors import ConfigError
@@ -311,3 +312,21 @@ def test_unset_learning_rates_are_filled_in_by_optimizer(
 
 def test_the_shared_settings_have_no_rates_to_fill_in() -> None:
     assert with_rates(TrainingConfig()) == TrainingConfig()
+
+
+@pytest.mark.parametrize(
+    ("n_ratings", "n_entities", "rank"),
+    [
+        (80_000, 2_593, 16),
+        (499, 100, 8),
+        (500, 100, 16),
+        (499_999, 9_000, 16),
+        (500_000, 9_000, 32),
+        (700_000, 180_000, 8),
+    ],
+)
+def test_rank_follows_the_ratings(n_ratings: int, n_entities: int, rank: int) -> None:
+    config = BayesianMFConfig(seed=3)
+    assert with_rank(config, n_ratings, n_entities) == BayesianMFConfig(seed=3, rank=rank)
+    given = BayesianMFConfig(rank=5)
+    assert with_rank(given, n_ratings, n_entities) is given
