@@ -17,6 +17,7 @@ from mfdmc_fast.data import RatingsDataset, Vocabulary
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.estimator.teachers import lessons, teacher_name, uses_features
+from mfdmc_fast.interpret.explain import Explanation, explain_rows
 from mfdmc_fast.model import MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
 from mfdmc_fast.training import Callback, TrainingHistory
@@ -181,6 +182,23 @@ class MFDMC(RatingEstimator):
             chosen[rows < 0] = np.nan
             views.append(chosen)
         return views
+
+    def explain(self, user: Any, item: Any, *, centered: bool = False) -> Explanation:
+        """Split a predicted rating exactly: global mean + user bias + item bias + Σ w_uk · w_il · <c_k, c_l> over the
+        pairs of clusters that meet (each view its counterpart with `concat`, every view every other with `sum`).
+
+        Args:
+            user, item: raw ids. An unknown one is explained by the fallback that `predict` uses for it.
+            centered: put what a cluster adds on average, over the clusters of the other side by their usage, into mean
+                and biases, so that a contribution says how the two clusters fit together; the sum stays the same. The
+                products of centers themselves hold both.
+        """
+        state = self._state()
+        user_idx, item_idx = self._rows([user], [item])
+        model: Any = state.model
+        return explain_rows(
+            model, (int(user_idx[0]), int(item_idx[0])), (user, item), state.rating_scale, centered=centered
+        )
 
     @property
     def takes_features(self) -> bool:
