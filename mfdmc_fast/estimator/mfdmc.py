@@ -17,6 +17,7 @@ from mfdmc_fast.data import RatingsDataset, Vocabulary
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.estimator.teachers import lessons, teacher_name, uses_features
+from mfdmc_fast.interpret.affinity import view_pairs
 from mfdmc_fast.interpret.explain import Explanation, explain_rows
 from mfdmc_fast.model import MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
@@ -196,9 +197,9 @@ class MFDMC(RatingEstimator):
         state = self._state()
         user_idx, item_idx = self._rows([user], [item])
         model: Any = state.model
-        return explain_rows(
-            model, (int(user_idx[0]), int(item_idx[0])), (user, item), state.rating_scale, centered=centered
-        )
+        rows = int(user_idx[0]), int(item_idx[0])
+        pairs = view_pairs(model) if centered else None
+        return explain_rows(model, rows, (user, item), state.rating_scale, centered=pairs)
 
     @property
     def takes_features(self) -> bool:

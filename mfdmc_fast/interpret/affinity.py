@@ -40,17 +40,23 @@ class ViewPair:
     centered: _Array
 
 
-def view_pairs(model: MFDMCModel) -> list[ViewPair]:
-    """The pairs of views that meet: each view and its counterpart (`concat`), or every view and every other (`sum`)."""
-    centers = {name: _by_view(side) for name, side in model.prunable_sides().items()}
-    usage = {name: usages(side) for name, side in model.prunable_sides().items()}
+def grams(model: MFDMCModel) -> list[tuple[int, int, _Array]]:
+    """User view, item view and [K_u, K_i] products of their centers, for the pairs of views that meet: each view and
+    its counterpart (`concat`), or every view and every other (`sum`).
+    """
+    users, items = (_by_view(side) for side in model.prunable_sides().values())
     views = range(model.config.n_views)
     meeting = [(v, v) for v in views] if model.config.combine == "concat" else [(v, w) for v in views for w in views]
+    return [(v, w, users[v] @ items[w].T) for v, w in meeting]
+
+
+def view_pairs(model: MFDMCModel) -> list[ViewPair]:
+    """The pairs of views that meet, with their products centered by the usage of the clusters."""
+    users, items = (usages(side) for side in model.prunable_sides().values())
     found = []
-    for v, w in meeting:
-        gram = centers["user"][v] @ centers["item"][w].T
-        rows, columns = gram @ usage["item"][w], usage["user"][v] @ gram
-        mean = float(usage["user"][v] @ rows)
+    for v, w, gram in grams(model):
+        rows, columns = gram @ items[w], users[v] @ gram
+        mean = float(users[v] @ rows)
         centered = gram - rows[:, None] - columns[None, :] + mean
         found.append(ViewPair(v, w, gram, mean, rows - mean, columns - mean, centered))
     return found

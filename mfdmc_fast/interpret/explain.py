@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mfdmc_fast.interpret.affinity import memberships_of, view_pairs
+from mfdmc_fast.interpret.affinity import ViewPair, grams, memberships_of
 from mfdmc_fast.model import MFDMCModel
 
 # pairs that the printed form shows; the others are added up
 _SHOWN = 8
 
 
-@dataclass(frozen=True)
-class Contribution:
+class Contribution(NamedTuple):
     """What one user cluster and one item cluster add to a prediction.
 
     Attributes:
@@ -83,14 +83,15 @@ class Explanation:
         rows: list[dict[str, Any]] = [
             {"part": part, "value": getattr(self, part)} for part in ("global_mean", "user_bias", "item_bias")
         ]
-        rows += [{"part": "clusters", **asdict(c)} for c in self.contributions]
+        rows += [{"part": "clusters", **c._asdict()} for c in self.contributions]
         if self.clipping:
             rows.append({"part": "clipping", "value": self.clipping})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON where the ids are."""
-        return {**asdict(self), "clipping": self.clipping}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "contributions": [c._asdict() for c in self.contributions], "clipping": self.clipping}
 
     def __str__(self) -> str:
         lines = [f"user {self.user}, item {self.item}: predicted {self.prediction:.3f}"]
@@ -124,7 +125,7 @@ def explain_rows(
     ids: tuple[Any, Any],
     scale: tuple[float, float],
     *,
-    centered: bool = False,
+    centered: Sequence[ViewPair] | None = None,
 ) -> Explanation:
     """Split the predicted rating of a user and an item; `MFDMC.explain` has the meaning.
 
@@ -133,7 +134,7 @@ def explain_rows(
         rows: of user and item; -1 for an unknown one.
         ids: their raw ids, for the result.
         scale: lowest and highest rating.
-        centered: whether what clusters add on average goes into mean and biases.
+        centered: `view_pairs` of the model, to put what clusters add on average into mean and biases; or None.
     """
     user_row, item_row = rows
     known_user, known_item = user_row >= 0, item_row >= 0
@@ -147,21 +148,21 @@ def explain_rows(
     if known_user and known_item:
         user_weights, item_weights = (memberships_of(sides[name], row) for name, row in zip(sides, rows, strict=True))
         user_ids, item_ids = sides["user"].cluster_ids, sides["item"].cluster_ids
-        for pair in view_pairs(model):
-            w_user, w_item = user_weights[pair.user_view], item_weights[pair.item_view]
-            if centered:
-                mean += pair.mean
-                biases[0] += float(w_user @ pair.user_effect)
-                biases[1] += float(w_item @ pair.item_effect)
-            affinity = pair.centered if centered else pair.gram
+        for pair in centered or ():
+            mean += pair.mean
+            biases[0] += float(user_weights[pair.user_view] @ pair.user_effect)
+            biases[1] += float(item_weights[pair.item_view] @ pair.item_effect)
+        affinities = grams(model) if centered is None else [(p.user_view, p.item_view, p.centered) for p in centered]
+        for user_view, item_view, affinity in affinities:
+            w_user, w_item = user_weights[user_view], item_weights[item_view]
             values = w_user[:, None] * w_item[None, :] * affinity
             for k, l in np.ndindex(*values.shape):  # noqa: E741 - the letters of the formula
                 contributions.append(
                     Contribution(
-                        pair.user_view,
-                        user_ids[pair.user_view][k],
-                        pair.item_view,
-                        item_ids[pair.item_view][l],
+                        user_view,
+                        user_ids[user_view][k],
+                        item_view,
+                        item_ids[item_view][l],
                         float(w_user[k]),
                         float(w_item[l]),
                         float(affinity[k, l]),
@@ -175,7 +176,7 @@ def explain_rows(
         item=ids[1],
         known_user=known_user,
         known_item=known_item,
-        centered=centered,
+        centered=centered is not None,
         global_mean=mean,
         user_bias=biases[0],
         item_bias=biases[1],
