@@ -322,11 +322,13 @@ def _own_name(draft: _Draft, has_titles: bool) -> str:
     """A name from a cluster's own labels, else from its first member's title, else nothing."""
     if draft.labels:
         return " · ".join(lift.label for lift in draft.labels[:2])
-    return f"such as {draft.top_titles[0]}" if has_titles and draft.top_titles else ""
+    return f"e.g. {draft.top_titles[0]}" if has_titles and draft.top_titles else ""
 
 
 def _readable(column: str, label: str) -> str:
-    """A label as it is read alone: numbers and single letters need the name of their column, years do not."""
+    """A label as it is read alone: numbers and single letters need the name of their column, years a word."""
     plain = label.replace(" to ", " ")
     is_year = column.endswith("year") and all(re.fullmatch(r"\d{4}", part) for part in plain.split())
-    return label if is_year or re.search(r"[^\W\d]{2}", plain) else f"{column} {label}"
+    if is_year:
+        return f"from {label}"
+    return label if re.search(r"[^\W\d]{2}", plain) else f"{column} {label}"

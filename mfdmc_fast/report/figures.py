@@ -243,5 +243,5 @@ def _in_groups(values: _Floats, n: int) -> tuple[_Floats, list[str]]:
     lowest = np.unique(np.sort(values)[np.arange(n) * len(values) // n])
     group = np.searchsorted(lowest, values, side="right") - 1
     edges = [(values[group == k].min(), values[group == k].max()) for k in range(len(lowest))]
-    names = [f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}" for low, high in edges]
+    names = [f"{low:.4g}" if low == high else f"{low:.4g}-{high:.4g}" for low, high in edges]
     return group.astype(np.float64), names

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import mfdmc_fast
-from mfdmc_fast.data import Features, read_features
+from mfdmc_fast.data import Features, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.estimator import MFDMC, RatingEstimator
 from mfdmc_fast.files import replacing
@@ -29,6 +29,9 @@ _PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyarrow", "safetensors"
 _TOP_MEMBERS = 8
 _EXAMPLES, _EXAMPLE_PARTS = 4, 7
 _ACTIVITY_GROUPS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+# clusters between the lines of two views
+_LINE_SHIFT = 0.05
 
 _TERMS = {
     "total": "weighted sum of all terms",
@@ -114,13 +117,13 @@ def render_report(
     }
     if isinstance(model, MFDMC):
         tell("describing clusters")
-        vocabularies = {"user": state.users, "item": state.items}
+        vocabularies: dict[SideName, Vocabulary] = {"user": state.users, "item": state.items}
         fitted: Any = state.model
         cards = cluster_cards(fitted, vocabularies, features, top=_TOP_MEMBERS)
         titles = {side: _titles(features[side], vocabularies[side]) for side in SIDES}
         values["clusters"] = {
-            "sides": [_side(model, side, cards[side], features[side], charts) for side in SIDES],
-            "cards": [card for side in ("item", "user") for card in cards[side]],  # type: ignore[index]
+            "sides": [_side(model, side, cards[side], features[side], charts) for side in SIDES[::-1]],
+            "cards": [*cards["item"], *cards["user"]],
             "n_views": model.n_views,
             "combine": model.combine,
             "maps": _maps(model, cards, titles),
@@ -229,9 +232,15 @@ def _side(model: MFDMC, side: SideName, cards: ClusterCards, features: Features 
 
     counts = figures.cluster_counts(model.history_, side)
     events = [event for event in model.history_.prune_events if event.side == side]
-    series = [Series(list(enumerate(line, start=1)), f"view {v}", v) for v, line in enumerate(counts.T.tolist())]
+    # lines of equal counts lie side by side, not one on the other
+    shift = [_LINE_SHIFT * (v - (model.n_views - 1) / 2) for v in range(model.n_views)]
+    series = [Series(_steps(counts[:, v].tolist(), shift[v]), f"view {v}", v) for v in range(model.n_views)]
     marks = [
-        (e.epoch, int(counts[e.epoch - 1, e.view]), f"epoch {e.epoch}: view {e.view} lost cluster {e.cluster}")
+        (
+            e.epoch,
+            counts[e.epoch - 1, e.view] + shift[e.view],
+            f"epoch {e.epoch}: view {e.view} lost cluster {e.cluster}",
+        )
         for e in events
     ]
     left = ", ".join(map(str, counts[-1].tolist()))
@@ -260,6 +269,17 @@ def _side(model: MFDMC, side: SideName, cards: ClusterCards, features: Features 
             if grid.labels
         ],
     }
+
+
+def _steps(counts: list[int], shift: float) -> list[tuple[float, float]]:
+    """Corners of a line that changes at once from epoch to epoch."""
+    points: list[tuple[float, float]] = []
+    for epoch, n in enumerate(counts, start=1):
+        if points and points[-1][1] != n + shift:
+            points.append((epoch, points[-1][1]))
+        if not points or points[-1][1] != n + shift or epoch == len(counts):
+            points.append((epoch, n + shift))
+    return points
 
 
 def _lift_cell(lift: float) -> dict[str, Any]:

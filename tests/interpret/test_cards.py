@@ -114,8 +114,8 @@ def test_titles_and_names_without_labels(model: MFDMC) -> None:
     titles = dict(zip(cards[0].top_ids, cards[0].top_titles, strict=True))
     assert titles[ids[0]] == str(ids[0])
     assert titles[ids[1]] == f"<b>{ids[1]}</b>"
-    assert cards[0].name == f"such as {cards[0].top_titles[0]}"
-    assert all(c.name.startswith("likes such as ") or not c.attracts for c in model.clusters("user", items=table))
+    assert cards[0].name == f"e.g. {cards[0].top_titles[0]}"
+    assert all(c.name.startswith("likes e.g. ") or not c.attracts for c in model.clusters("user", items=table))
     plain = model.clusters("item")
     assert plain[0].name == f"view 0, cluster {plain[0].cluster}"
     assert plain[0].top_titles == list(map(str, plain[0].top_ids))
@@ -174,4 +174,4 @@ def test_names_of_numbers_have_their_column() -> None:
     assert table.labels == ["age 7", "age 8", "sex F", "sex M", "cook", "job x"]
     assert table.described.tolist() == [True] * 4 + [False]
     years = read_features(pa.table({"id": [1, 2, 3, 4], "made year": [1995, 1995, 2001, 2001]}))
-    assert label_table(years, Vocabulary([1, 2])).labels == ["1995", "2001"]
+    assert label_table(years, Vocabulary([1, 2])).labels == ["from 1995", "from 2001"]
