@@ -238,7 +238,7 @@ def _side(model: MFDMC, side: SideName, cards: ClusterCards, features: Features 
     marks = [
         (
             e.epoch,
-            counts[e.epoch - 1, e.view] + shift[e.view],
+            float(counts[e.epoch - 1, e.view]) + shift[e.view],
             f"epoch {e.epoch}: view {e.view} lost cluster {e.cluster}",
         )
         for e in events
@@ -425,7 +425,7 @@ def _data(model: RatingEstimator, features: dict[SideName, Features | None], cha
         names = [f"{a:g}+" if b == np.inf else str(a) if b == a + 1 else f"{a}-{b - 1:g}" for a, b in pairwise(edges)]
         sizes = [float(((counts >= low) & (counts < high)).sum()) for low, high in pairwise(edges)]
         bars = list(zip(names, sizes, strict=True))
-        low, middle, high = np.percentile(counts, [10, 50, 90])
+        low, middle, high = np.percentile(counts, [10, 50, 90], method="nearest")
         says = f"Half of the {side}s have {middle:g} training ratings or more;"
         says += f" a tenth has {low:g} or fewer, a tenth {high:g} or more."
         source = features[side]

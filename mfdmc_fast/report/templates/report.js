@@ -1,18 +1,22 @@
 "use strict";
 (() => {
   const at = (id) => document.getElementById(id);
+  const FIRST = 24;
   const list = at("card-list"), cards = [...list.children];
+  let all = false;
   const texts = new Map(cards.map((card) => [card, card.textContent.toLowerCase()]));
   const filter = () => {
     const words = at("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const side = at("side").value, view = at("view").value;
     let shown = 0;
-    for (const card of cards) {
+    for (const card of list.children) {
       const fits = (!side || card.dataset.side === side) && (!view || card.dataset.view === view)
         && words.every((word) => texts.get(card).includes(word));
-      card.hidden = !fits;
       shown += fits;
+      card.hidden = !fits || (!all && shown > FIRST);
     }
+    at("more").hidden = all || shown <= FIRST;
+    at("more").textContent = `Show all ${shown} clusters`;
     at("shown").textContent = shown === 1 ? "1 cluster" : `${shown} clusters`;
     at("none").hidden = shown > 0;
   };
@@ -20,9 +24,17 @@
     const key = at("order").value;
     const sorted = [...cards].sort((a, b) => (key ? b.dataset[key] - a.dataset[key] : 0) || a.dataset.at - b.dataset.at);
     list.append(...sorted);
+    filter();
   };
   for (const id of ["search", "side", "view"]) at(id).addEventListener("input", filter);
   at("order").addEventListener("input", order);
+  at("more").addEventListener("click", () => {
+    const next = [...list.children].filter((card) => !card.hidden).at(-1);
+    all = true;
+    filter();
+    if (next) next.querySelector("summary").focus();
+  });
+  filter();
 
   const maps = JSON.parse(at("map-data").textContent);
   const svg = at("map-svg"), tip = at("map-tip");
@@ -73,6 +85,8 @@
 
   // what is closed would be missing on paper
   addEventListener("beforeprint", () => {
+    all = true;
+    filter();
     for (const closed of document.querySelectorAll("details:not([open])")) {
       closed.open = true;
       closed.dataset.printed = "1";
