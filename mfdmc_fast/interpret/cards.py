@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from mfdmc_fast.data import Features, Vocabulary
+from mfdmc_fast.data.labels import FLAGS
 from mfdmc_fast.interpret.affinity import view_pairs
 from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 
@@ -22,6 +23,8 @@ MAX_Q = 0.05
 LIFT_PRIOR = 5.0
 # labels, and clusters of the other side, that a card names
 _N_LABELS, _N_AFFINITIES = 6, 3
+# blocks of labels that are not those of one column
+_NAMELESS = (FLAGS, "labels")
 # how the name of a user cluster, and that of an item cluster, says what it attracts
 _LIKING = ("likes", "liked by")
 
@@ -331,4 +334,5 @@ def _readable(column: str, label: str) -> str:
     is_year = column.endswith("year") and all(re.fullmatch(r"\d{4}", part) for part in plain.split())
     if is_year:
         return f"from {label}"
-    return label if re.search(r"[^\W\d]{2}", plain) else f"{column} {label}"
+    alone = column in _NAMELESS or re.search(r"[^\W\d]{2}", plain)
+    return label if alone else f"{column} {label}"
