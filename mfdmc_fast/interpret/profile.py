@@ -87,7 +87,9 @@ class Profile:
             lines.append(f"  view {view.view}, {_in_words(view.entropy)} (normalised entropy {view.entropy:.2f})")
             for role in view.roles[:_SHOWN]:
                 verb = "likes" if self.side == "user" else "liked by"
-                attracted = f"; {verb} {'; '.join(role.attracts[:2])}" if role.attracts else ""
+                # a role without labels is named by what it attracts most
+                others = [name for name in role.attracts[:2] if not role.name.endswith(name)]
+                attracted = f"; {verb} {'; '.join(others)}" if others else ""
                 lines.append(f"    {role.weight:5.0%} {role.name} (average {role.usage:.0%}){attracted}")
         return "\n".join(lines)
 

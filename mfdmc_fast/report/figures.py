@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from mfdmc_fast import metrics
 from mfdmc_fast.data import Features, RatingsDataset, read_ratings
@@ -83,7 +84,8 @@ def view_map(model: MFDMC, side: SideName, view: int, *, n: int = 1000) -> Map:
     start = sum(module.n_clusters[:view])
     centers = module.centers.detach()[start : start + module.n_clusters[view]].double().cpu().numpy()
     rows = np.sort(np.argsort(-activity(model, side), kind="stable")[:n])
-    weights = model.memberships(side)[view][rows].astype(np.float64)
+    columns = slice(start, start + module.n_clusters[view])
+    weights = module.assignment_logits.detach()[torch.from_numpy(rows), columns].double().softmax(1).cpu().numpy()
     roles = weights @ centers
     middle = roles.mean(0)
     _, singular, directions = np.linalg.svd(roles - middle, full_matrices=False)

@@ -18,7 +18,7 @@ from mfdmc_fast.data import Features, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.estimator import MFDMC, RatingEstimator
 from mfdmc_fast.files import replacing
-from mfdmc_fast.interpret.affinity import view_pairs
+from mfdmc_fast.interpret.affinity import ViewPair, view_pairs
 from mfdmc_fast.interpret.cards import ClusterCards, cluster_cards
 from mfdmc_fast.interpret.explain import Explanation, explain_rows
 from mfdmc_fast.model import SIDES, SideName
@@ -129,7 +129,9 @@ def render_report(
             "maps": _maps(model, cards, titles),
         }
         tell("explaining predictions")
-        values["examples"] = [_example(model, pair, cards, titles) for pair in _example_pairs(model, errors)]
+        names = {(card.side, card.view, card.cluster): card.name for side in SIDES for card in cards[side]}
+        meeting = view_pairs(fitted)
+        values["examples"] = [_example(model, pair, meeting, names, titles) for pair in _example_pairs(model, errors)]
     tell("writing the page")
     page: str = environment.get_template("report.html.j2").render(values)
     return page
@@ -343,15 +345,15 @@ def _example_pairs(model: MFDMC, errors: figures.ErrorFigures | None) -> list[tu
 def _example(
     model: MFDMC,
     pair: tuple[Any, Any, float | None],
-    cards: dict[SideName, ClusterCards],
+    meeting: list[ViewPair],
+    names: dict[tuple[SideName, int, int], str],
     titles: dict[SideName, list[str]],
 ) -> dict[str, Any]:
     """An explained prediction: parts with their values, and where their bars start and end, in shares of the widest."""
     user, item, rating = pair
     fitted: Any = model.model_
     rows = int(model.users_.encode([user])[0]), int(model.items_.encode([item])[0])
-    found = explain_rows(fitted, rows, (user, item), model.rating_scale_, centered=view_pairs(fitted))
-    names = {(card.side, card.view, card.cluster): card.name for side in SIDES for card in cards[side]}
+    found = explain_rows(fitted, rows, (user, item), model.rating_scale_, centered=meeting)
     parts = _parts(found, names)
     widest = max(abs(part["value"]) for part in parts[1:]) or 1.0
     for part in parts[1:]:

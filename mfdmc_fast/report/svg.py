@@ -91,7 +91,7 @@ class Charts:
         y_axis = _Axis(0.0, max(value for _, value in values), _HEIGHT - _BOTTOM, _TOP + 8)
         step = (_WIDTH - _LEFT - _RIGHT) / len(values)
         parts = [_grid(None, y_axis, x_label)]
-        every = math.ceil(max(len(name) for name, _ in values) * 6 / step)
+        every = math.ceil(max(len(name) for name, _ in values) * 6.6 / step)
         for k, (name, value) in enumerate(values):
             x, top = _LEFT + k * step, y_axis.at(value)
             drawn = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"><title>{}: {}</title></rect>')

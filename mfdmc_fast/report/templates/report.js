@@ -83,11 +83,11 @@
   for (const id of ["map-side", "map-view"]) at(id).addEventListener("input", draw);
   draw();
 
-  // what is closed would be missing on paper
+  // tables that are closed would be missing on paper; of cards only what the reader opened is printed in full
   addEventListener("beforeprint", () => {
     all = true;
     filter();
-    for (const closed of document.querySelectorAll("details:not([open])")) {
+    for (const closed of document.querySelectorAll("details:not(.card):not([open])")) {
       closed.open = true;
       closed.dataset.printed = "1";
     }
