@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     MFDMC(n_views=2, n_clusters=3, epochs=2).fit(RATINGS).save(path / "model.safetensors")
     FunkMF(epochs=2).fit(RATINGS).save(path / "funkmf.safetensors")
     write_csv(path / "test.csv", RATINGS)
-    lines = [f"{k}::Café {k} (199{k % 9})::{'Drama|War' if k % 2 else 'Comedy'}" for k in range(1, 31)]
+    lines = [f"{k}::Café {k} (199{k % 9})::{'Drama|War' if k % 2 else 'Comedy'}" for k in range(3, 33)]
     (path / "movies.dat").write_text("\n".join(lines), encoding="latin-1")
     (path / "other.csv").write_text("id,genre\nx,a\ny,a\n")
     return path
@@ -40,6 +40,7 @@ def test_a_page_is_written(folder: Path) -> None:
     assert "<h1>Films &amp; more</h1>" in page
     assert ">Café " in page
     assert 'id="errors"' in page
+    assert "movies.dat: has 28 of 30 items, 2 without training ratings are left out" in ran.err
     for step in ("reading metadata", "describing clusters", "explaining predictions"):
         assert step in ran.err
 

@@ -94,7 +94,9 @@ def render_report(
         for side, source in zip(SIDES, (users, items), strict=True)
     }
     for side, vocabulary in zip(SIDES, (state.users, state.items), strict=True):
-        _check_overlap(features[side], vocabulary, side)
+        source = features[side]
+        if source is not None:
+            tell(_overlap(source, vocabulary, side))
     errors = None
     if test is not None:
         tell("predicting test ratings")
@@ -163,14 +165,18 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int | np.integer) and not isinstance(value, bool) else str(value)
 
 
-def _check_overlap(features: Features | None, vocabulary: Any, side: SideName) -> None:
-    """DataError where metadata and ratings have no id in common: the wrong file, or the wrong side."""
-    if features is not None and not (vocabulary.encode(features.ids) >= 0).any():
+def _overlap(features: Features, vocabulary: Vocabulary, side: SideName) -> str:
+    """How many entities the metadata describe; DataError for none: the wrong file, or the wrong side."""
+    rows = vocabulary.encode(features.ids)
+    n_described, n_extra = int((rows >= 0).sum()), int((rows < 0).sum())
+    if not n_described:
         raise DataError(
             f"none of its ids, such as {features.ids.tolist()[0]!r}, is among the {side}s of the model, such as"
             f" {vocabulary.ids.tolist()[0]!r}; give the table of {side}s, with the ids of the ratings",
             source=features.source,
         )
+    extra = f", {n_extra:,} without training ratings are left out" if n_extra else ""
+    return f"{features.source}: has {n_described:,} of {len(vocabulary):,} {side}s{extra}"
 
 
 def _titles(features: Features | None, vocabulary: Any) -> list[str]:
