@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 340, 200
@@ -75,7 +76,7 @@ class Charts:
             )
             if dots or len(line.points) == 1:
                 for x, y in line.points:
-                    text = f"{line.name}: {_number(x)}, {_number(y)}"
+                    text = f"{line.name}: {number(x)}, {number(y)}"
                     parts.append(_dot(x_axis.at(x), y_axis.at(y), f"dot c{line.color % 8}", text))
         parts += [_dot(x_axis.at(x), y_axis.at(y), "mark", text) for x, y, text in marks]
         return self._figure(parts, title, description)
@@ -96,7 +97,7 @@ class Charts:
             x, top = _LEFT + k * step, y_axis.at(value)
             drawn = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"><title>{}: {}</title></rect>')
             left, width, height = round(x + step * 0.14, 1), round(step * 0.72, 1), round(y_axis.start - top, 1)
-            parts.append(drawn.format(left, top, width, height, name, _number(value)))
+            parts.append(drawn.format(left, top, width, height, name, number(value)))
             if k % every == 0:
                 parts.append(_text(x + step / 2, _HEIGHT - _BOTTOM + 12, name, "tick middle"))
         return self._figure(parts, title, description)
@@ -135,9 +136,9 @@ def _grid(x_axis: _Axis | None, y_axis: _Axis, x_label: str) -> Markup:
     for tick in y_axis.ticks:
         y = y_axis.at(tick)
         parts.append(Markup('<path class="grid" d="M{} {}H{}"/>').format(_LEFT, y, _WIDTH - _RIGHT))
-        parts.append(_text(_LEFT - 5, y + 3, _number(tick), "tick end"))
+        parts.append(_text(_LEFT - 5, y + 3, number(tick), "tick end"))
     for tick in x_axis.ticks if x_axis else ():
-        parts.append(_text(x_axis.at(tick) if x_axis else 0, _HEIGHT - _BOTTOM + 12, _number(tick), "tick middle"))
+        parts.append(_text(x_axis.at(tick) if x_axis else 0, _HEIGHT - _BOTTOM + 12, number(tick), "tick middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 3, x_label, "tick middle"))
     return Markup("").join(parts)
 
@@ -150,5 +151,8 @@ def _dot(x: float, y: float, name: str, text: str) -> Markup:
     return Markup('<circle class="{}" cx="{}" cy="{}" r="3"><title>{}</title></circle>').format(name, x, y, text)
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def number(value: Any) -> str:
+    """Numbers as they are read: four digits, or thousands with commas; anything else as it is."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int | np.integer) and not isinstance(value, bool) else str(value)
