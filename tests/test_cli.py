@@ -806,6 +806,9 @@ class TestDoctorAndHelp:
         for name in ("ratings.csv", "ratings.parquet", "u1.base", "u1.test"):
             (tmp_path / name).write_bytes((folder / name).read_bytes())
         (tmp_path / "pairs.csv").write_text("user,item\n1,2\n")
+        for name, separator in (("u.item", "|"), ("u.user", "|"), ("movies.csv", ",")):
+            lines = [separator.join((str(k), f"title {k}", f"label{k % 3}")) for k in range(1, 61)]
+            (tmp_path / name).write_text("\n".join([separator.join(("id", "title", "label")), *lines]))
         (tmp_path / "ml-100k").symlink_to(folder)
         monkeypatch.chdir(tmp_path)
         planted = make_planted_ratings(60, 50, 900, seed=3)

@@ -22,8 +22,8 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
     "training": 4,
     "bayesian": 5,
-    **dict.fromkeys(["progress", "serialization", "estimator"], 6),
-    **dict.fromkeys(["adapters", "evaluate", "tuning"], 7),
+    **dict.fromkeys(["progress", "serialization", "interpret", "estimator"], 6),
+    **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
 OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "autograd", "dispatch", "functional"]

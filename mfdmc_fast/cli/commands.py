@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 import mfdmc_fast
-from mfdmc_fast.cli import validating
+from mfdmc_fast.cli import reporting, validating
 from mfdmc_fast.cli.options import DataOptions, ModelOptions, with_data_options, with_model_options
 from mfdmc_fast.cli.output import Output, errors_to_exit_codes
 from mfdmc_fast.cli.shared import (
@@ -289,6 +289,15 @@ def recommend(
         {"recommendations": listed},
         lambda: output.table("recommendations", columns, [list(row) for row in rows]),
     )
+
+
+_command(
+    "report",
+    [
+        "mfdmc report model.safetensors --items u.item --users u.user --test u1.test --out report.html",
+        "mfdmc report model.safetensors --items movies.csv --title 'Films' --out report.html --json",
+    ],
+)(reporting.report)
 
 
 @_command("demo", ["mfdmc demo", "mfdmc demo --seed 3 --out demo.safetensors"])

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from mfdmc_fast.data.columns import SourceTable, ids_from_table
 from mfdmc_fast.data.labels import LabelBlock, block_of_texts, label_blocks, split_labels
+from mfdmc_fast.data.published import with_published_codes, with_published_names
 from mfdmc_fast.data.readers import is_number, load_object, load_path, usual_roles
+from mfdmc_fast.data.titles import titles_in
 from mfdmc_fast.data.vocabulary import Vocabulary
 from mfdmc_fast.errors import DataError
 
@@ -31,15 +33,26 @@ class Features:
         blocks: labels of the rows 0 … n - 1, one block for each column that has some.
         ignored: the columns that are left out, and why.
         source: path or description of the source, for messages.
+        titles: [n] object, what people call an entity, None where that is missing; or None if no column has titles.
     """
 
     ids: npt.NDArray[Any]
     blocks: tuple[LabelBlock, ...]
     ignored: dict[str, str] = field(default_factory=dict)
     source: str = "features"
+    titles: npt.NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def titles_of(self, vocabulary: Vocabulary) -> list[str]:
+        """[n] titles of a vocabulary's entities; the id as text where there is none."""
+        found = [str(raw) for raw in vocabulary.ids.tolist()]
+        if self.titles is not None:
+            for row, title in zip(vocabulary.encode(self.ids).tolist(), self.titles.tolist(), strict=True):
+                if row >= 0 and title is not None:
+                    found[row] = title
+        return found
 
     def bags(self, vocabulary: Vocabulary) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
         """Which entities of a vocabulary have which label.
@@ -81,8 +94,12 @@ class Features:
         return found
 
 
-def read_features(source: Any) -> Features:
-    """Read labels of users or of items; `mfdmc_fast.data.labels` has the rules for columns.
+def read_features(source: Any, *, labels_needed: bool = True) -> Features:
+    """Read labels and titles of users or of items; `mfdmc_fast.data.labels` has the rules for columns.
+
+    Titles are those of the first text column with a usual name for them, such as title or name. The files of MovieLens
+    have no column names and get those of its README, by their own name and
+    number of columns; so do its codes of ages and occupations.
 
     Args:
         source: a path to delimited text, Parquet or Arrow, each also gzipped, or an object with `__arrow_c_stream__`
@@ -90,9 +107,11 @@ def read_features(source: Any) -> Features:
             such as id, user_id or movieId, else the first) and columns of labels; a mapping {raw id: labels}, where
             a text `a|b` is two labels; or `Features`, which are returned as they are. Text files start with column
             names if the first line has a usual name for ids, or text where all other lines have numbers.
+        labels_needed: whether a source without labels is an error.
 
     Raises:
-        DataError: the source cannot be read, has a bad row, an id twice, no rows, or no column of labels. Rows count
+        DataError: the source cannot be read, has a bad row, an id twice, no rows, or no column of labels where some are
+            needed. Rows count
             from 1; in text files they are line numbers.
     """
     if isinstance(source, Features):
@@ -101,7 +120,7 @@ def read_features(source: Any) -> Features:
         return _from_mapping(source)
     if isinstance(source, str | os.PathLike):
         table = load_path(Path(source), None, lambda fields: _id_position(fields) is not None, min_fields=2)
-        table = _with_first_row_as_names(table)
+        table = with_published_names(_with_first_row_as_names(table), Path(source).name)
     elif hasattr(source, "__arrow_c_stream__") or hasattr(source, "__arrow_c_array__"):
         table = load_object(source)
     else:
@@ -118,10 +137,12 @@ def read_features(source: Any) -> Features:
     if not len(ids):
         raise DataError("no features: there are no data rows", source=table.source)
     blocks, ignored = label_blocks(table, position)
-    if not blocks:
+    if isinstance(source, str | os.PathLike):
+        blocks = [with_published_codes(block, table, Path(source).name) for block in blocks]
+    if labels_needed and not blocks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in ignored.items())
         raise DataError(f"no column has labels ({reasons})", source=table.source)
-    return Features(ids, tuple(blocks), ignored, table.source)
+    return Features(ids, tuple(blocks), ignored, table.source, titles_in(table))
 
 
 def _from_mapping(labels: Mapping[Any, Any]) -> Features:

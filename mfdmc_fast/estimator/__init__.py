@@ -2,12 +2,11 @@
 
 from mfdmc_fast.estimator.base import RatingEstimator, Recommendations, load_model
 from mfdmc_fast.estimator.baselines import BayesianMF, FunkMF
-from mfdmc_fast.estimator.mfdmc import MFDMC, ClusterSummary
+from mfdmc_fast.estimator.mfdmc import MFDMC
 
 __all__ = [
     "MFDMC",
     "BayesianMF",
-    "ClusterSummary",
     "FunkMF",
     "RatingEstimator",
     "Recommendations",

@@ -4,41 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from typing_extensions import Self
 
 from mfdmc_fast.bayesian import SideFeatures
 from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, preset
-from mfdmc_fast.data import RatingsDataset, Vocabulary
+from mfdmc_fast.data import Features, RatingsDataset, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.estimator.teachers import lessons, teacher_name, uses_features
-from mfdmc_fast.model import MFDMCModel, SideName
+from mfdmc_fast.interpret.affinity import view_pairs
+from mfdmc_fast.interpret.cards import ClusterCards, cluster_cards
+from mfdmc_fast.interpret.explain import Explanation, explain_rows
+from mfdmc_fast.interpret.profile import Profile, profile_row
+from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
 from mfdmc_fast.training import Callback, TrainingHistory
-
-
-class ClusterSummary(NamedTuple):
-    """One surviving cluster.
-
-    Attributes:
-        side, view, cluster: where it is; `cluster` is its original number, which pruning never changes.
-        usage: mean assignment weight over the side's entities; the clusters of a view sum to 1.
-        size: entities whose largest weight in the view is this cluster's.
-        top_ids, top_weights: the entities with the largest weights, and these weights.
-    """
-
-    side: str
-    view: int
-    cluster: int
-    usage: float
-    size: int
-    top_ids: list[Any]
-    top_weights: list[float]
 
 
 class MFDMC(RatingEstimator):
@@ -144,28 +128,55 @@ class MFDMC(RatingEstimator):
         """
         return cls(**{**preset(name), **settings})
 
-    def clusters(self, side: SideName, *, top: int = 5) -> list[ClusterSummary]:
-        """The surviving clusters of a side (`user` or `item`), by view, with their `top` members each."""
+    def clusters(self, side: SideName, *, top: int = 5, users: Any = None, items: Any = None) -> ClusterCards:
+        """Cards of the surviving clusters of a side, by view: members, labels, what they attract, a name.
+
+        Args:
+            side: `user` or `item`.
+            top: members on a card.
+            users, items: what is known of users and of items, anything `read_features` takes; a source with titles and
+                no labels will do. Labels and titles of the side come from its own; names of what a cluster attracts
+                from those of the other side.
+
+        Returns:
+            A list of `ClusterCard` with a method `to_table`.
+        """
+        _check_side(side)
+        return self._cards(users, items, top)[side]
+
+    def profile(self, entity: Any, side: SideName = "user", *, users: Any = None, items: Any = None) -> Profile:
+        """Which roles a user (or item) has in each view; `str` of it says so in words.
+
+        Args:
+            entity: a raw id; an unknown one has no views.
+            side: `user` or `item`.
+            users, items: as in `clusters`.
+        """
         state = self._state()
-        vocabulary, module = _side_of(state, side)
-        summaries = []
-        for view, (ids, weights) in enumerate(zip(module.cluster_ids, module.assignment_weights(), strict=True)):
-            sizes = torch.bincount(weights.argmax(1), minlength=len(ids)).tolist()
-            usage = weights.mean(0, dtype=torch.float64).tolist()
-            top_weights, top_rows = weights.topk(min(top, len(weights)), dim=0)
-            for k, cluster in enumerate(ids):
-                summaries.append(
-                    ClusterSummary(
-                        side,
-                        view,
-                        cluster,
-                        usage[k],
-                        sizes[k],
-                        vocabulary.decode(top_rows[:, k].cpu().numpy()).tolist(),
-                        top_weights[:, k].tolist(),
-                    )
-                )
-        return summaries
+        _check_side(side)
+        known: dict[SideName, Features | None] = {
+            "user": None if users is None else read_features(users, labels_needed=False),
+            "item": None if items is None else read_features(items, labels_needed=False),
+        }
+        vocabulary, _ = _side_of(state, side)
+        row = int(vocabulary.encode([entity])[0])
+        features = known[side]
+        title = str(entity) if row < 0 or features is None else features.titles_of(vocabulary)[row]
+        ratings = 0
+        if row >= 0:
+            seen = state.seen
+            found = seen.offsets[row + 1] - seen.offsets[row] if side == "user" else (seen.items == row).sum()
+            ratings = int(found)
+        model: Any = state.model
+        return profile_row(model, side, row, entity, title, ratings, self._cards(known["user"], known["item"], 0)[side])
+
+    def _cards(self, users: Any, items: Any, top: int) -> dict[SideName, ClusterCards]:
+        state = self._state()
+        model: Any = state.model
+        features: dict[SideName, Features | None] = {}
+        for name, source in zip(SIDES, (users, items), strict=True):
+            features[name] = None if source is None else read_features(source, labels_needed=False)
+        return cluster_cards(model, {"user": state.users, "item": state.items}, features, top=top)
 
     def memberships(self, side: SideName, ids: Any = None) -> list[npt.NDArray[np.float32]]:
         """Assignment weights of entities, one [n, K_v] array a view, columns as in `clusters`; rows sum to 1.
@@ -183,6 +194,23 @@ class MFDMC(RatingEstimator):
             chosen[rows < 0] = np.nan
             views.append(chosen)
         return views
+
+    def explain(self, user: Any, item: Any, *, centered: bool = False) -> Explanation:
+        """Split a predicted rating exactly: global mean + user bias + item bias + Σ w_uk · w_il · <c_k, c_l> over the
+        pairs of clusters that meet (each view its counterpart with `concat`, every view every other with `sum`).
+
+        Args:
+            user, item: raw ids. An unknown one is explained by the fallback that `predict` uses for it.
+            centered: put what a cluster adds on average, over the clusters of the other side by their usage, into mean
+                and biases, so that a contribution says how the two clusters fit together; the sum stays the same. The
+                products of centers themselves hold both.
+        """
+        state = self._state()
+        user_idx, item_idx = self._rows([user], [item])
+        model: Any = state.model
+        rows = int(user_idx[0]), int(item_idx[0])
+        pairs = view_pairs(model) if centered else None
+        return explain_rows(model, rows, (user, item), state.rating_scale, centered=pairs)
 
     @property
     def takes_features(self) -> bool:
@@ -234,7 +262,11 @@ class MFDMC(RatingEstimator):
         return super()._new_model(config, train)
 
 
-def _side_of(state: FittedState, side: SideName) -> tuple[Vocabulary, Any]:
-    if side not in ("user", "item"):
+def _check_side(side: str) -> None:
+    if side not in SIDES:
         raise ConfigError(f"side = {side!r}: must be 'user' or 'item'")
+
+
+def _side_of(state: FittedState, side: SideName) -> tuple[Vocabulary, Any]:
+    _check_side(side)
     return (state.users if side == "user" else state.items), state.model.prunable_sides()[side]

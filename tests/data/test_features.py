@@ -74,42 +74,48 @@ class TestPublishedFormats:
     def test_users_of_100k(self, tmp_path: Path) -> None:
         features = read_features(write(tmp_path / "u.user", U_USER))
         assert held(features) == {
-            "column 2: 24": {1, 3, 6},
-            "column 2: 53": {2, 4},
-            "column 2: 33": {5},
-            "column 3: M": {1, 3, 6},
-            "column 3: F": {2, 4, 5},
-            "column 4: technician": {1},
-            "column 4: other": {2, 5, 6},
-            "column 4: writer": {3, 4},
+            "age: 24": {1, 3, 6},
+            "age: 53": {2, 4},
+            "age: 33": {5},
+            "gender: M": {1, 3, 6},
+            "gender: F": {2, 4, 5},
+            "occupation: technician": {1},
+            "occupation: other": {2, 5, 6},
+            "occupation: writer": {3, 4},
         }
-        assert list(features.ignored) == ["column 5"]
+        assert list(features.ignored) == ["zip code"]
 
     def test_movies_of_1m(self, tmp_path: Path) -> None:
         features = read_features(write(tmp_path / "movies.dat", MOVIES))
         assert held(features) == {
-            "column 3: Animation": {1},
-            "column 3: Comedy": {1, 3, 7},
-            "column 3: Adventure": {2},
-            "column 3: Drama": {3},
-            "column 2 year: 1995": {1, 3},
-            "column 2 year: 1960": {2, 7},
+            "genres: Animation": {1},
+            "genres: Comedy": {1, 3, 7},
+            "genres: Adventure": {2},
+            "genres: Drama": {3},
+            "title year: 1995": {1, 3},
+            "title year: 1960": {2, 7},
         }
 
     def test_users_of_1m(self, tmp_path: Path) -> None:
         features = read_features(write(tmp_path / "users.dat", USERS))
-        assert [block.name for block in features.blocks] == ["column 2", "column 3", "column 4"]
-        assert "column 5" in features.ignored
-        assert held(features)["column 4: 16"] == {2, 3}
+        assert [block.name for block in features.blocks] == ["gender", "age", "occupation"]
+        assert "zip code" in features.ignored
+        assert held(features)["occupation: self-employed"] == {2, 3}
+        assert held(features)["age: 56+"] == {2}
 
     @pytest.mark.data
     @pytest.mark.parametrize(
         ("name", "n", "labels", "ignored"),
         [
-            ("ml-100k/u.item", 1682, {"column 3 year": 8, "flags": 19}, {"column 2", "column 4", "column 5"}),
-            ("ml-100k/u.user", 943, {"column 2": 10, "column 3": 2, "column 4": 21}, {"column 5"}),
-            ("ml-1m/movies.dat", 3883, {"column 3": 18, "column 2 year": 10}, {"column 2"}),
-            ("ml-1m/users.dat", 6040, {"column 2": 2, "column 3": 7, "column 4": 21}, {"column 5"}),
+            (
+                "ml-100k/u.item",
+                1682,
+                {"release date year": 8, "flags": 19},
+                {"title", "video release date", "IMDb URL"},
+            ),
+            ("ml-100k/u.user", 943, {"age": 10, "gender": 2, "occupation": 21}, {"zip code"}),
+            ("ml-1m/movies.dat", 3883, {"genres": 18, "title year": 10}, {"title"}),
+            ("ml-1m/users.dat", 6040, {"gender": 2, "age": 7, "occupation": 21}, {"zip code"}),
         ],
         ids=["100k-items", "100k-users", "1m-items", "1m-users"],
     )
@@ -313,3 +319,38 @@ def test_features_change_what_the_sampler_draws() -> None:
     with_users = BayesianMF(**settings).fit(ratings, user_features=labels).predict(1, 1)  # type: ignore[arg-type]
     again = BayesianMF(**settings).fit(ratings, user_features=labels).predict(1, 1)  # type: ignore[arg-type]
     assert with_users == again != plain
+
+
+class TestTitles:
+    def test_of_published_files(self, tmp_path: Path) -> None:
+        movies = read_features(write(tmp_path / "movies.dat", MOVIES.replace("Waiting", "Café")))
+        assert movies.titles_of(Vocabulary([7, 3, 99])) == ["Sabrina (1960)", "Café, to (1995)", "99"]
+
+    @pytest.mark.data
+    def test_of_movielens(self, data: Path) -> None:
+        features = read_features(data / "ml-100k" / "u.item")
+        assert features.titles_of(Vocabulary([1, 543])) == ["Toy Story (1995)", "Misérables, Les (1995)"]
+        assert {"Sci-Fi", "Children's"} <= set(features.blocks[-1].labels)
+
+    def test_of_a_csv_file_with_missing_ones(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "items.csv", "item_id,Name,genre\na,Tick & <b>,x\nb,,x\nc,Übung,y\nd,e,y\n")
+        features = read_features(path)
+        assert features.titles_of(Vocabulary(["c", "b", "a", "z"])) == ["Übung", "b", "Tick & <b>", "z"]
+
+    def test_of_a_frame_and_of_none(self) -> None:
+        named = read_features(
+            pd.DataFrame({"id": [1, 2], "g": ["x", "y"], "title": ["one", None]}), labels_needed=False
+        )
+        assert named.titles_of(Vocabulary([1, 2])) == ["one", "2"]
+        assert read_features({1: "a", 2: "a"}).titles_of(Vocabulary([2, 1])) == ["2", "1"]
+
+    def test_titles_without_labels(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "t.csv", "id,title\n1,a\n2,b\n3,c\n")
+        features = read_features(path, labels_needed=False)
+        assert features.blocks == ()
+        assert features.titles_of(Vocabulary([1, 3])) == ["a", "c"]
+
+    def test_names_are_only_given_where_the_number_of_columns_fits(self, tmp_path: Path) -> None:
+        features = read_features(write(tmp_path / "movies.dat", "1::a::x::5\n2::b::x::5\n3::c::y::6\n4::d::y::6\n"))
+        assert [block.name for block in features.blocks] == ["column 3", "column 4"]
+        assert features.titles is None
