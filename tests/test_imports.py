@@ -21,7 +21,7 @@ LAYERS: dict[str, int] = {
     "model": 2,
     **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
     "training": 4,
-    "bayesian": 5,
+    **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
     **dict.fromkeys(["adapters", "evaluate", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
