@@ -1,6 +1,6 @@
 """What clusters mean: agreement with labels, and what views are like by themselves."""
 
-from mfdmc_fast.interpret.alignment import Alignment, alignment, hard_scores, labelwise_ami, mutual_information
+from mfdmc_fast.interpret.alignment import Alignment, hard_scores, label_alignment, labelwise_ami, mutual_information
 from mfdmc_fast.interpret.enrichment import (
     ClusterLabels,
     LabelInCluster,
@@ -14,7 +14,7 @@ from mfdmc_fast.interpret.enrichment import (
 )
 from mfdmc_fast.interpret.labels import LabelTable, label_tables
 from mfdmc_fast.interpret.probes import label_aucs
-from mfdmc_fast.interpret.stability import Stability, stability
+from mfdmc_fast.interpret.stability import Stability, stability_of
 from mfdmc_fast.interpret.summary import Interpretability, LabelScores, ViewScores, interpretability, measure
 from mfdmc_fast.interpret.views import consensus, k_means_clusters, normalised_entropy, redundancy
 
@@ -27,7 +27,6 @@ __all__ = [
     "LabelTable",
     "Stability",
     "ViewScores",
-    "alignment",
     "benjamini_hochberg",
     "cluster_labels",
     "consensus",
@@ -36,6 +35,7 @@ __all__ = [
     "holm",
     "interpretability",
     "k_means_clusters",
+    "label_alignment",
     "label_aucs",
     "label_tables",
     "labelwise_ami",
@@ -46,5 +46,5 @@ __all__ = [
     "over_representation",
     "purity",
     "redundancy",
-    "stability",
+    "stability_of",
 ]

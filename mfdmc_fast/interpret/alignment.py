@@ -105,7 +105,7 @@ def labelwise_ami(clusters: Ints, indicator: npt.NDArray[np.bool_]) -> float:
     return above / possible if possible > 0 else 0.0
 
 
-def alignment(views: Views, shares: Floats, *, permutations: int = 999, seed: int = 0) -> Alignment:
+def label_alignment(views: Views, shares: Floats, *, permutations: int = 999, seed: int = 0) -> Alignment:
     """Soft agreement: p(k, l) = mean over entities e of w_ek · y_el, with weights w and shares y of labels.
 
     With one-hot weights and labels these are the usual NMI and AMI, with E as the mean over permutations. Flat weights

@@ -34,7 +34,7 @@ class Stability:
     matches: list[tuple[int, int, float]]
 
 
-def stability(views: Views, others: Views, *, permutations: int = 5, seed: int = 0) -> Stability:
+def stability_of(views: Views, others: Views, *, permutations: int = 5, seed: int = 0) -> Stability:
     """Compare two fits of the same entities, in the same order.
 
     The similarity of two clusters is the correlation of their weights over the entities (0 where one is constant):

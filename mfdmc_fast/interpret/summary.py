@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mfdmc_fast.data import read_features
 from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.errors import ConfigError
-from mfdmc_fast.interpret.alignment import alignment, hard_scores, hardened, labelwise_ami
+from mfdmc_fast.interpret.alignment import hard_scores, hardened, label_alignment, labelwise_ami
 from mfdmc_fast.interpret.enrichment import benjamini_hochberg, cluster_labels, coverage, holm, purity
 from mfdmc_fast.interpret.labels import LabelTable, label_tables
 from mfdmc_fast.interpret.probes import label_aucs
@@ -220,10 +220,10 @@ def _family(
     hard_views = [hardened(view) for view in soft_views]
     partition = agreed[table.rows]
     firsts = np.eye(len(table.labels))[table.first]
-    hard = alignment(hard_views, firsts, permutations=permutations, seed=seed)
-    soft = alignment(soft_views, table.shares, permutations=permutations, seed=seed)
+    hard = label_alignment(hard_views, firsts, permutations=permutations, seed=seed)
+    soft = label_alignment(soft_views, table.shares, permutations=permutations, seed=seed)
     one_hot = np.eye(int(partition.max()) + 1)[partition]
-    together = alignment([one_hot], firsts, permutations=permutations, seed=seed)
+    together = label_alignment([one_hot], firsts, permutations=permutations, seed=seed)
     hard_clusters = [view.argmax(1) for view in soft_views]
     exact = [hard_scores(clusters, table.first) for clusters in hard_clusters]
     adjusted = (holm(hard.p_values), benjamini_hochberg(hard.p_values))
