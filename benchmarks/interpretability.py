@@ -189,7 +189,7 @@ def features_of(dataset: str) -> dict[SideName, Features]:
 def _renamed(
     features: Features, blocks: dict[str, str], labels: dict[str, str] | None = None, only: str | None = None
 ) -> Features:
-    """The blocks that get a new name, in the order of these; and labels, of one block or of all, where they have one."""
+    """The blocks that get a new name, in the order of these, and new labels, in all of them or in `only`."""
     by_name = {block.name: block for block in features.blocks}
     found = []
     for old, name in blocks.items():
@@ -315,8 +315,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "`python -m benchmarks.interpretability`; means over seeds, first fold. AMI: of one partition from all views"
         " (consensus) with the first label. Best and mean view: of hard assignments. AUC: cross-validated, mean over"
-        " the labels, from the memberships of all views, from as many k-means clusters on the same model's embeddings, and"
-        " from the embeddings. p: the greatest permutation p-value of the consensus over the seeds. Stability: mean"
+        " the labels, from the memberships of all views, from as many k-means clusters on the same model's embeddings,"
+        " and from the embeddings. p: the greatest permutation p-value of the consensus over the seeds. Stability: mean"
         " correlation of matched clusters between seeds, and what matching alone finds by chance. k-means on a model's"
         " vectors is listed with that model's RMSE.",
         "",
@@ -473,12 +473,12 @@ def main() -> None:
         features = features_of(name)
         print(name)
         dataset = DATASETS[name]
+        origin = provenance(f"python -m benchmarks.interpretability --datasets {name} --seeds {args.seeds}")
         methods = run(dataset.split(0), dataset.scale, features, list(METHODS), args.seeds)
-        command = f"python -m benchmarks.interpretability --datasets {name} --seeds {args.seeds}"
         family = next(iter(features["item"].blocks)).name if name == "amazon-hin" else "genre"
         promised = claims(methods, family)
         results["datasets"][name] = {
-            **provenance(command),
+            **origin,
             "seeds": args.seeds,
             "claims": promised,
             "methods": methods,
