@@ -59,8 +59,9 @@ class LabelScores:
         mean_soft_ami, mean_soft_p_value, best_soft_ami, best_soft_p_value: the same with the weights.
         consensus_clusters, consensus_ami, consensus_nmi, consensus_labelwise_ami, consensus_p_value: one partition
             from all views together, see `consensus`.
-        auc: vectors → label → cross-validated AUC; `memberships` of all views side by side and, where there are
-            embeddings, `kmeans` (one-hot, as many clusters as all views together) and `embeddings`.
+        auc: vectors → label → cross-validated AUC; `memberships` of all views side by side, `hard` (the same one-hot)
+            and, where there are embeddings, `kmeans` (one-hot, as many clusters as all views together) and
+            `embeddings`. One-hot clusters are to be compared with `hard`: weights say more by being soft.
         mean_auc: vectors → mean over the labels.
         coverage: see `mfdmc_fast.interpret.enrichment.coverage`.
         clusters: what the labels say of each cluster, see `ClusterLabels`.
@@ -192,7 +193,10 @@ def measure(
     """
     entropy = normalised_entropy(views)
     n_clusters = [view.shape[1] for view in views]
-    vectors = {"memberships": np.concatenate(list(views), axis=1)}
+    vectors: dict[str, npt.NDArray[np.floating]] = {
+        "memberships": np.concatenate(list(views), axis=1),
+        "hard": np.concatenate([hardened(view) for view in views], axis=1),
+    }
     if embeddings is not None:
         clusters = k_means_clusters(embeddings, min(sum(n_clusters), len(embeddings)), seed)
         vectors |= {"kmeans": np.eye(int(clusters.max()) + 1)[clusters], "embeddings": embeddings}

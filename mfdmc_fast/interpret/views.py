@@ -37,20 +37,23 @@ def redundancy(views: Views) -> float:
     return float(np.mean(pairs)) if pairs else 0.0
 
 
-def k_means_clusters(points: npt.NDArray[np.floating], n_clusters: int, seed: int = 0) -> npt.NDArray[np.int64]:
-    """[n] clusters by k-means, the best of ten starts.
+def k_means_clusters(
+    points: npt.NDArray[np.floating], n_clusters: int, seed: int = 0, *, starts: int = 10
+) -> npt.NDArray[np.int64]:
+    """[n] clusters by k-means, the best of several starts.
 
     Args:
         points: [n, D].
         n_clusters: at most n.
         seed: of the starts.
+        starts: how many, 1 or more.
 
     Raises:
         ConfigError: more clusters than points, or less than one.
     """
     if not 1 <= n_clusters <= len(points):
         raise ConfigError(f"n_clusters = {n_clusters}: must be at least 1 and at most the {len(points)} entities")
-    k_means = KMeans(n_clusters, n_init=10, random_state=seed)
+    k_means = KMeans(n_clusters, n_init=starts, random_state=seed)
     found: npt.NDArray[np.int64] = k_means.fit_predict(np.asarray(points, dtype=np.float64)).astype(np.int64)
     return found
 

@@ -46,7 +46,7 @@ def test_planted_tastes_are_found(found: Interpretability, model: MFDMC, groups:
     assert family.consensus_p_value == family.best_p_value == 0.01
     assert family.best_ami > 0.5
     assert family.mean_auc["memberships"] == pytest.approx(1)
-    assert set(family.auc) == {"memberships", "kmeans", "embeddings"}
+    assert set(family.auc) == {"memberships", "hard", "kmeans", "embeddings"}
     assert family.coverage["labels"] == 1
     labels = [groups[item] for item in model.items_.ids.tolist()]
     for weights, view in zip(model.memberships("item"), family.views, strict=True):
@@ -75,7 +75,8 @@ def test_random_clusters_are_not_significant() -> None:
     assert family.mean_p_value > 0.05
     assert abs(family.mean_ami) < 0.02
     assert family.mean_auc["memberships"] == pytest.approx(0.5, abs=0.08)
-    assert list(family.auc) == ["memberships"]
+    assert list(family.auc) == ["memberships", "hard"]
+    assert family.auc["hard"] == family.auc["memberships"]  # they are one-hot
     single = measure("item", views[:1], tables, permutations=9).families[0]
     assert single.consensus_ami == single.mean_ami == single.best_ami
 

@@ -33,6 +33,16 @@ def test_consensus_joins_what_the_views_say_apart() -> None:
     assert np.array_equal(consensus(views, 4, seed=1), consensus(views, 4, seed=1))
 
 
+def test_more_starts_find_tighter_clusters() -> None:
+    points = np.random.default_rng(4).normal(size=(300, 6))
+
+    def scatter(starts: int, seed: int) -> float:
+        clusters = k_means_clusters(points, 12, seed, starts=starts)
+        return sum(float(((points[clusters == k] - points[clusters == k].mean(0)) ** 2).sum()) for k in range(12))
+
+    assert np.mean([scatter(10, s) for s in range(5)]) < np.mean([scatter(1, s) for s in range(5)])
+
+
 @pytest.mark.parametrize("n_clusters", [0, 6])
 def test_k_means_needs_a_point_for_each_cluster(n_clusters: int) -> None:
     with pytest.raises(ConfigError, match=f"n_clusters = {n_clusters}: must be at least 1 and at most the 5 entities"):
