@@ -204,7 +204,7 @@ def _renamed(
 def measured(
     fits: Fits, clustering: Clustering, features: dict[SideName, Features], min_ratings: int
 ) -> dict[str, Any]:
-    """All measures of one fit, as plain values without the clusters' own labels."""
+    """All measures of one fit, as plain values without the clusters' own labels and most labels' own AUC."""
     model: Any = fits.fitted(FunkMF(seed=fits.seed), "FunkMF")
     state = model._state()
     counts = {"user": np.diff(state.seen.offsets), "item": count_rows(state.seen.items, len(state.items))}
@@ -230,8 +230,18 @@ def measured(
         plain = found.to_dict()
         for family in plain["families"]:
             del family["clusters"]
+            family["auc"] = family["auc"]["memberships"]
         row["sides"][side] = plain
-    return row
+    return _rounded(row)
+
+
+def _rounded(values: Any) -> Any:
+    """Plain values with five decimals, more than any figure here is good for."""
+    if isinstance(values, dict):
+        return {key: _rounded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_rounded(value) for value in values]
+    return round(values, 5) if isinstance(values, float) else values
 
 
 def run(
@@ -317,8 +327,9 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         "`python -m benchmarks.interpretability`; means over seeds, first fold. AMI: of one partition from all views"
         " (consensus) with the first label. Best and mean view: of hard assignments. AUC: cross-validated, mean over"
-        " the labels, from the memberships of all views, from these made hard, from as many k-means clusters on the same"
-        " model's embeddings, and from the embeddings; hard is to be compared with k-means. p: the greatest permutation p-value of the consensus over the seeds. Stability: mean"
+        " the labels, from the memberships of all views, from these made hard, from as many k-means clusters on the"
+        " same model's embeddings, and from the embeddings; hard is to be compared with k-means. p: the greatest"
+        " permutation p-value of the consensus over the seeds. Stability: mean"
         " correlation of matched clusters between seeds, and what matching alone finds by chance. k-means on a model's"
         " vectors is listed with that model's RMSE.",
         "",
