@@ -91,6 +91,7 @@ def test_p_values_of_meaningless_clusters_are_uniform_and_the_best_view_is_not_f
     for p in (single, best, mean):
         assert np.mean(p) == pytest.approx(0.5, abs=0.1)
         assert np.mean(np.array(p) <= 0.1) < 0.2
+        assert np.std(p) == pytest.approx(1 / np.sqrt(12), abs=0.05)  # not merely cautious
 
 
 def test_one_good_view_among_many() -> None:

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 from mfdmc_fast.data import Ratings, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.estimator import MFDMC, FunkMF
-from mfdmc_fast.interpret import Interpretability, interpretability, label_tables, measure
+from mfdmc_fast.interpret import Interpretability, interpretability, label_aucs, label_tables, measure
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,16 @@ def test_the_result_is_plain(found: Interpretability) -> None:
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["families"][0]["clusters"][0]["view"] == 0
     assert plain == found.to_dict()
+
+
+def test_vectors_are_those_of_the_side(model: MFDMC) -> None:
+    generator = np.random.default_rng(2)
+    labels = {item: "ab"[generator.integers(2)] for item in range(1, 41)}  # no vectors tell these, but all in their way
+    (table,) = label_tables(read_features(labels), model.items_)
+    (family,) = interpretability(model, "item", labels, permutations=9).families
+    assert family.auc["embeddings"] == label_aucs(model.model_.embeddings("item").numpy(), table)
+    assert family.auc["memberships"] == label_aucs(np.concatenate(model.memberships("item"), axis=1), table)
+    assert family.auc["embeddings"] != family.auc["memberships"]
 
 
 def test_the_same_twice(found: Interpretability, model: MFDMC, groups: dict[int, str]) -> None:
