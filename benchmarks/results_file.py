@@ -16,7 +16,7 @@ import torch
 from mfdmc_fast.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("mfdmc_fast", "torch", "numpy", "optuna")
+_PACKAGES = ("mfdmc_fast", "torch", "numpy", "scikit-learn", "optuna")
 
 
 def provenance(command: str) -> dict[str, Any]:

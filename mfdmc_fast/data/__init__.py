@@ -6,13 +6,14 @@ from mfdmc_fast.data.features import Features, read_features
 from mfdmc_fast.data.ratings import Ratings, ReadReport
 from mfdmc_fast.data.readers import read_pairs, read_ratings
 from mfdmc_fast.data.splits import Split, column_folds, holdout, kfold, leave_last_out, official_folds
-from mfdmc_fast.data.synthetic import make_planted_ratings
+from mfdmc_fast.data.synthetic import PlantedRatings, make_planted_ratings, plant_ratings
 from mfdmc_fast.data.vocabulary import Vocabulary
 
 __all__ = [
     "Batch",
     "BatchIterator",
     "Features",
+    "PlantedRatings",
     "Ratings",
     "RatingsDataset",
     "ReadReport",
@@ -24,6 +25,7 @@ __all__ = [
     "leave_last_out",
     "make_planted_ratings",
     "official_folds",
+    "plant_ratings",
     "read_features",
     "read_pairs",
     "read_ratings",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mfdmc_fast.data.ratings import Ratings, ReadReport
 from mfdmc_fast.errors import ConfigError
@@ -18,6 +20,20 @@ _PREFERENCE = 4.0
 # The r-th most popular user or item is drawn with weight r**-exponent, a moderate form of Zipf's law (exponent 1).
 _USER_EXPONENT = 0.4
 _ITEM_EXPONENT = 0.6
+
+
+class PlantedRatings(NamedTuple):
+    """Ratings and what they were drawn from.
+
+    Attributes:
+        ratings: as of `make_planted_ratings`.
+        user_groups, item_groups: [n_users, n_views] and [n_items, n_views] int64: the cluster that dominates the
+            mixture of user or item id - 1 in each view.
+    """
+
+    ratings: Ratings
+    user_groups: npt.NDArray[np.int64]
+    item_groups: npt.NDArray[np.int64]
 
 
 def make_planted_ratings(
@@ -50,6 +66,20 @@ def make_planted_ratings(
     Raises:
         ConfigError: a wrong argument.
     """
+    return plant_ratings(n_users, n_items, n_ratings, n_views, n_clusters, view_dim, noise, seed).ratings
+
+
+def plant_ratings(
+    n_users: int = 600,
+    n_items: int = 400,
+    n_ratings: int = 40_000,
+    n_views: int = 4,
+    n_clusters: int = 4,
+    view_dim: int = 3,
+    noise: float = 0.7,
+    seed: int = 0,
+) -> PlantedRatings:
+    """The ratings of `make_planted_ratings`, of the same arguments, with the clusters that they were drawn from."""
     counts = {"n_users": n_users, "n_items": n_items, "n_ratings": n_ratings}
     counts |= {"n_views": n_views, "n_clusters": n_clusters, "view_dim": view_dim}
     for name, value in counts.items():
@@ -64,32 +94,37 @@ def make_planted_ratings(
     rng = np.random.default_rng(seed)
     users, items = _draw_pairs(rng, n_users, n_items, n_ratings)
     interaction = np.zeros(n_ratings)
-    for _ in range(n_views):
-        user_vectors = _draw_mixtures(rng, n_users, n_clusters, view_dim)
-        item_vectors = _draw_mixtures(rng, n_items, n_clusters, view_dim)
+    user_groups, item_groups = (np.empty((n, n_views), dtype=np.int64) for n in (n_users, n_items))
+    for view in range(n_views):
+        user_vectors, user_groups[:, view] = _draw_mixtures(rng, n_users, n_clusters, view_dim)
+        item_vectors, item_groups[:, view] = _draw_mixtures(rng, n_items, n_clusters, view_dim)
         interaction += np.einsum("nd,nd->n", user_vectors[users], item_vectors[items])
     spread = interaction.std()
     if spread > 1e-9:  # one cluster, or one rating, has no spread but for rounding
         interaction *= _INTERACTION_STD / spread
     biases = rng.normal(0, _BIAS_STD, n_users)[users] + rng.normal(0, _BIAS_STD, n_items)[items]
     scores = _MEAN + biases + interaction + rng.normal(0, noise, n_ratings)
-    return Ratings(
+    ratings = Ratings(
         users=users + 1,
         items=items + 1,
         ratings=np.clip(np.rint(scores), 1.0, 5.0),
         source="planted ratings",
         report=ReadReport(rows=n_ratings),
     )
+    return PlantedRatings(ratings, user_groups, item_groups)
 
 
-def _draw_mixtures(rng: np.random.Generator, n: int, n_clusters: int, view_dim: int) -> np.ndarray:
-    """Mixtures [n, view_dim] of random centers with softmax weights that one center dominates."""
+def _draw_mixtures(
+    rng: np.random.Generator, n: int, n_clusters: int, view_dim: int
+) -> tuple[np.ndarray, npt.NDArray[np.int64]]:
+    """Mixtures [n, view_dim] of random centers with softmax weights that one center dominates, and that center [n]."""
     centers = rng.normal(size=(n_clusters, view_dim))
     logits = rng.normal(0, 0.5, (n, n_clusters))
-    logits[np.arange(n), rng.integers(n_clusters, size=n)] += _PREFERENCE
+    dominant = rng.integers(n_clusters, size=n)
+    logits[np.arange(n), dominant] += _PREFERENCE
     weights = np.exp(logits)
     mixtures: np.ndarray = weights / weights.sum(axis=1, keepdims=True) @ centers
-    return mixtures
+    return mixtures, dominant
 
 
 def _draw_pairs(rng: np.random.Generator, n_users: int, n_items: int, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:

@@ -126,7 +126,7 @@ class ClusterCards(list[ClusterCard]):
         ]
 
 
-class LabelTable(NamedTuple):
+class SideLabels(NamedTuple):
     """Which entities of a side hold which label.
 
     Attributes:
@@ -141,7 +141,7 @@ class LabelTable(NamedTuple):
     described: npt.NDArray[np.bool_]
 
 
-def label_table(features: Features | None, vocabulary: Vocabulary) -> LabelTable:
+def side_labels(features: Features | None, vocabulary: Vocabulary) -> SideLabels:
     """Labels of a vocabulary's entities; none without features."""
     n = len(vocabulary)
     described = np.zeros(n, dtype=bool)
@@ -156,10 +156,10 @@ def label_table(features: Features | None, vocabulary: Vocabulary) -> LabelTable
             pairs.append((block.label_idx[known] + len(labels)) * n + entities[known])
             labels += [_readable(block.name, label) for label in block.labels]
     label_idx, entities = np.divmod(np.unique(np.concatenate(pairs)), max(1, n))
-    return LabelTable(labels, entities, label_idx, described)
+    return SideLabels(labels, entities, label_idx, described)
 
 
-def label_lifts(members: list[npt.NDArray[np.int64]], table: LabelTable) -> list[list[LabelLift]]:
+def label_lifts(members: list[npt.NDArray[np.int64]], table: SideLabels) -> list[list[LabelLift]]:
     """For each cluster its over-represented labels: held >= MIN_COUNT, lift > 1 and q_value <= MAX_Q.
 
     Args:
@@ -270,7 +270,7 @@ def _drafts(
 ) -> list[_Draft]:
     side = model.prunable_sides()[side_name]
     titles = [str(raw) for raw in vocabulary.ids.tolist()] if features is None else features.titles_of(vocabulary)
-    table = label_table(features, vocabulary)
+    table = side_labels(features, vocabulary)
     drafts: list[_Draft] = []
     members: list[npt.NDArray[np.int64]] = []
     for view, (ids, weights) in enumerate(zip(side.cluster_ids, side.assignment_weights(), strict=True)):

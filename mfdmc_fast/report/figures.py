@@ -13,7 +13,7 @@ from mfdmc_fast.data import Features, RatingsDataset, read_ratings
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import MFDMC, RatingEstimator
 from mfdmc_fast.interpret.affinity import usages
-from mfdmc_fast.interpret.cards import LIFT_PRIOR, MIN_COUNT, label_table
+from mfdmc_fast.interpret.cards import LIFT_PRIOR, MIN_COUNT, side_labels
 from mfdmc_fast.model import SideName
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.training import TrainingHistory
@@ -115,7 +115,7 @@ class LiftGrid(NamedTuple):
 def label_lift_grids(model: MFDMC, side: SideName, features: Features, *, n_labels: int = 24) -> list[LiftGrid]:
     """The lift of the most frequent labels in each cluster, one grid a view; no labels if none is frequent enough."""
     state = fitted_mfdmc(model)
-    table = label_table(features, state.users_ if side == "user" else state.items_)
+    table = side_labels(features, state.users_ if side == "user" else state.items_)
     totals = np.bincount(table.label_idx, minlength=len(table.labels))
     shown = np.sort(np.argsort(-totals, kind="stable")[:n_labels])
     shown = shown[totals[shown] >= MIN_COUNT]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mfdmc_fast.data import make_planted_ratings
+from mfdmc_fast.data import make_planted_ratings, plant_ratings
 from mfdmc_fast.errors import ConfigError
 
 
@@ -21,6 +21,20 @@ def test_form_of_the_defaults() -> None:
     assert np.unique(ratings.ratings).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert ratings.timestamps is None
     assert ratings.columns == {}
+
+
+def test_planted_groups_explain_the_ratings() -> None:
+    planted = plant_ratings(200, 100, 9000, n_views=1, n_clusters=3, noise=0.1, seed=5)
+    ratings = make_planted_ratings(200, 100, 9000, n_views=1, n_clusters=3, noise=0.1, seed=5)
+    assert np.array_equal(planted.ratings.ratings, ratings.ratings)
+    assert (planted.user_groups.shape, planted.item_groups.shape) == ((200, 1), (100, 1))
+    pair = planted.user_groups[ratings.users - 1, 0] * 3 + planted.item_groups[ratings.items - 1, 0]
+    means = np.array([ratings.ratings[pair == k].mean() for k in range(9)])
+    explained = 1 - np.var(ratings.ratings - means[pair]) / np.var(ratings.ratings)
+    mixed = np.random.default_rng(0).permutation(pair)
+    means = np.array([ratings.ratings[mixed == k].mean() for k in range(9)])
+    assert explained > 0.5
+    assert 1 - np.var(ratings.ratings - means[mixed]) / np.var(ratings.ratings) < 0.01
 
 
 def test_equal_seeds_give_equal_ratings() -> None:

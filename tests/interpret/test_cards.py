@@ -13,7 +13,7 @@ from mfdmc_fast import MFDMC, ConfigError, DataError
 from mfdmc_fast.data import Vocabulary, make_planted_ratings, read_features
 from mfdmc_fast.interpret import ClusterCards
 from mfdmc_fast.interpret.affinity import usages
-from mfdmc_fast.interpret.cards import LabelTable, label_lifts, label_table
+from mfdmc_fast.interpret.cards import SideLabels, label_lifts, side_labels
 
 RATINGS = make_planted_ratings(n_users=120, n_items=90, n_ratings=5000, seed=2)
 
@@ -28,11 +28,11 @@ def model(request: pytest.FixtureRequest) -> MFDMC:
 
 
 class TestLabelLifts:
-    def table(self) -> LabelTable:
+    def table(self) -> SideLabels:
         """20 entities, the first 19 described; label `a` is held by 0 to 5, label `b` by 0 to 14."""
         entities = np.array([*range(6), *range(15)], dtype=np.int64)
         described = np.arange(20) < 19
-        return LabelTable(["a", "b"], entities, np.array([0] * 6 + [1] * 15, dtype=np.int64), described)
+        return SideLabels(["a", "b"], entities, np.array([0] * 6 + [1] * 15, dtype=np.int64), described)
 
     def test_by_hand(self) -> None:
         (lifts, others) = label_lifts([np.array([0, 1, 2, 3, 4, 19]), np.arange(5, 19)], self.table())
@@ -51,13 +51,13 @@ class TestLabelLifts:
 
     def test_few_holders_and_no_labels_say_nothing(self) -> None:
         assert label_lifts([np.arange(4)], self.table()) == [[]]
-        nothing = label_table(None, Vocabulary([1, 2]))
+        nothing = side_labels(None, Vocabulary([1, 2]))
         assert label_lifts([np.arange(2), np.arange(0)], nothing) == [[], []]
 
     def test_random_labels_are_hardly_ever_found(self) -> None:
         generator = np.random.default_rng(0)
         entities, label_idx = np.nonzero(generator.random((400, 12)) < 0.3)
-        table = LabelTable([f"l{k}" for k in range(12)], entities, label_idx, np.ones(400, dtype=bool))
+        table = SideLabels([f"l{k}" for k in range(12)], entities, label_idx, np.ones(400, dtype=bool))
         members = np.array_split(generator.permutation(400), 10)
         assert sum(map(len, label_lifts(members, table))) <= 1
 
@@ -170,8 +170,8 @@ def test_names_of_numbers_have_their_column() -> None:
     source = pa.table(
         {"id": [1, 2, 3, 4], "age": [7, 7, 8, 8], "sex": ["F", "F", "M", "M"], "job": ["cook", "cook", "x", "x"]}
     )
-    table = label_table(read_features(source), Vocabulary([1, 2, 3, 4, 5]))
+    table = side_labels(read_features(source), Vocabulary([1, 2, 3, 4, 5]))
     assert table.labels == ["age 7", "age 8", "sex F", "sex M", "cook", "job x"]
     assert table.described.tolist() == [True] * 4 + [False]
     years = read_features(pa.table({"id": [1, 2, 3, 4], "made year": [1995, 1995, 2001, 2001]}))
-    assert label_table(years, Vocabulary([1, 2])).labels == ["from 1995", "from 2001"]
+    assert side_labels(years, Vocabulary([1, 2])).labels == ["from 1995", "from 2001"]
