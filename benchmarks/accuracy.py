@@ -58,7 +58,7 @@ class Plan:
         trials: settings tried for each tuned model.
         seeds: runs of every fold, with seeds 0, 1, …
         all_folds: all folds of each dataset, where not all of them are run by default.
-        first_fold: only the first fold of each dataset.
+        at_most: so many folds of each dataset, the first ones.
     """
 
     datasets: tuple[str, ...]
@@ -66,11 +66,12 @@ class Plan:
     trials: int
     seeds: int
     all_folds: bool = False
-    first_fold: bool = False
+    at_most: int | None = None
 
     def folds(self, dataset: Dataset) -> range:
         """Numbers of the folds to run."""
-        return range(1 if self.first_fold else dataset.folds if self.all_folds else dataset.default_folds)
+        wanted = dataset.folds if self.all_folds else dataset.default_folds
+        return range(wanted if self.at_most is None else min(wanted, self.at_most))
 
     def why_not(self, dataset: Dataset, model: Model) -> str | None:
         """Why a model is not run on a dataset."""
@@ -225,7 +226,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=30, help="settings tried for each tuned model")
     parser.add_argument("--seeds", type=int, default=1, help="runs of every fold")
     parser.add_argument("--all-folds", action="store_true", help="also folds that are not run by default (ml-1m)")
-    parser.add_argument("--first-fold", action="store_true", help="only the first fold of every dataset")
+    parser.add_argument("--folds", type=int, help="so many folds of every dataset at most, the first ones")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="that every model may use")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one fit and its measures")
     parser.add_argument("--source", help="accept rows of our models from this hash of sources (see lab.py)")
@@ -242,7 +243,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     """What the command line asks for."""
     if args.quick:
         datasets = [name for name in ("filmtrust", "ml-100k") if DATASETS[name].is_there()] or ["planted"]
-        return Plan(tuple(datasets), QUICK_MODELS, 3, 1, first_fold=True)
+        return Plan(tuple(datasets), QUICK_MODELS, 3, 1, at_most=1)
     known = list(all_models())
     groups = {"all": known, "own": [model.name for model in OWN_MODELS]}
     names = groups.get(args.models)
@@ -256,7 +257,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
             raise SystemExit(f"unknown dataset {name!r}; known are: {', '.join(DATASETS)}")
         if not DATASETS[name].is_there():
             raise SystemExit(f"{name} is not here; point MFDMC_DATA to the folder that holds {DATASETS[name].needs}")
-    return Plan(tuple(datasets), tuple(models), args.trials, args.seeds, args.all_folds, args.first_fold)
+    return Plan(tuple(datasets), tuple(models), args.trials, args.seeds, args.all_folds, args.folds)
 
 
 def main() -> None:

@@ -223,7 +223,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "interpretable": {
         **_TAUGHT,
         "n_views": 10,
-        "n_clusters": 8,
+        "n_clusters": 12,
         "view_dim": 5,
         "center_scale": 0.3,
         "logit_scale": 0.8,
@@ -233,6 +233,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spread_margin": 0.73,
         "weight_entropy": "0:0.0048:60",
         "weight_proximity": "0:0.0032:60",
+        "prune_start": 20,
+        "prune_threshold": 0.07,
     },
 }
 

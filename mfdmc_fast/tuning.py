@@ -107,7 +107,7 @@ def search_space(
             "learning_rate": Range(0.01, 0.5) if faster else Range(0.0005, 0.03),
             "learning_rate_biases": Range(0.03, 1.0) if faster else Range(0.003, 0.06),
             "weight_l2": l2,
-            "l2_count_power": Choice((0.0, 0.3, 0.5, 0.7)),
+            "l2_count_power": Range(0.1, 0.9, log=False),
             "weight_bias_l2": Range(0.001, 0.05),
         }
     if not issubclass(estimator_class, MFDMC):
@@ -136,7 +136,7 @@ def search_space(
         "weight_proximity": Range(0.003, 0.05, ramp=True),
         "weight_entropy": Range(0.01, 0.3, ramp=True),
         "weight_l2": l2,
-        "l2_count_power": Choice((0.0, 0.3, 0.5, 0.7)),
+        "l2_count_power": Range(0.1, 0.9, log=False),
         "weight_bias_l2": Range(0.01, 0.05),
     }
 

@@ -58,7 +58,7 @@ def run(path: Path, plan: accuracy.Plan) -> Lab:
     return lab
 
 
-PLAN = accuracy.Plan(("planted",), ("biases", "funkmf-tuned"), trials=3, seeds=2, first_fold=True)
+PLAN = accuracy.Plan(("planted",), ("biases", "funkmf-tuned"), trials=3, seeds=2, at_most=1)
 
 
 @needs_optuna
@@ -66,7 +66,7 @@ def test_nothing_that_is_finished_runs_again(in_process: list[dict[str, Any]], t
     path = tmp_path / "rows.jsonl"
     assert run(path, PLAN).ran == len(in_process) == 2 + 3 + 2
     assert run(path, PLAN).ran == 0
-    more = accuracy.Plan(PLAN.datasets, PLAN.models, trials=4, seeds=3, first_fold=True)
+    more = accuracy.Plan(PLAN.datasets, PLAN.models, trials=4, seeds=3, at_most=1)
     # a fourth trial; biases' third seed; the tuned model's cells belong to another search
     assert run(path, more).ran == 1 + 1 + 3
     # killed in the middle of a line: the row is run again, the others are not
