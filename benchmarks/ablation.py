@@ -53,6 +53,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "without pruning": _NO_PRUNING,
     "without all four": {**_NO_SPREAD, **_NO_PROXIMITY, **_NO_ENTROPY, **_NO_PRUNING},
 }
+# differences that would make all others look like none
+_BEYOND = 0.02
 Results = list[tuple[Variant, dict[tuple[str, int], dict[str, Any]]]]
 
 
@@ -95,15 +97,20 @@ def plot(results: Results, title: str, path: Path) -> None:
     figure, grid = plt.subplots(2, 2, figsize=(10, 5.5), layout="constrained")
     for axes, base in zip(grid.flat, BASES, strict=True):
         shown = [(v, rows) for v, rows in reversed(results) if v.group == base and v.name != FULL and rows]
+        names = [variant.name for variant, _ in shown]
         for y, (_, rows) in enumerate(shown):
             found = paired_difference(values(rows, "rmse"), full[base])
             if found is None:
+                continue
+            if abs(found.mean) > _BEYOND:
+                names[y] += f": {found.mean:+.3f}, not drawn"
                 continue
             if found.low is not None:
                 axes.plot([found.low, found.high], [y, y], color="#0072B2", linewidth=1.5)
             axes.plot([found.mean], [y], "o", color="#0072B2", markersize=5)
         axes.axvline(0, color="#999999", linewidth=0.8)
-        axes.set_yticks(range(len(shown)), [variant.name for variant, _ in shown], fontsize=8)
+        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.set_ylim(-0.5, len(shown) - 0.5)
         axes.set_title(base, fontsize=9)
         axes.grid(alpha=0.3, axis="x")
     figure.supxlabel(f"RMSE minus that of the full setting, 95 % interval; {title}", fontsize=9)
