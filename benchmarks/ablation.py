@@ -111,6 +111,7 @@ def plot(results: Results, title: str, path: Path) -> None:
         axes.axvline(0, color="#999999", linewidth=0.8)
         axes.set_yticks(range(len(shown)), names, fontsize=8)
         axes.set_ylim(-0.5, len(shown) - 0.5)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(base, fontsize=9)
         axes.grid(alpha=0.3, axis="x")
     figure.supxlabel(f"RMSE minus that of the full setting, 95 % interval; {title}", fontsize=9)
