@@ -104,7 +104,9 @@ class MFDMCConfig(TrainingConfig):
     weight_proximity: WeightSchedule = _option("0:0.013:30", "loss weight: embeddings lie near their centers")
     weight_entropy: WeightSchedule = _option("0:0.094:30", "loss weight: assignments are sharp")
     weight_l2: WeightSchedule | None = _option(
-        None, "loss weight: squared length of embeddings; unset: 8 / mean ratings of a user or item, 0 with a teacher"
+        None,
+        "loss weight: squared length of embeddings; unset: 8 / mean ratings of a user or item, with a"
+        " teacher 0.9 / mean pairs",
     )
     weight_bias_l2: WeightSchedule = _option(0.015, "loss weight: squared biases")
     teacher: str | None = _option(
@@ -179,7 +181,7 @@ class BayesianMFConfig(ModelConfig):
     rank: int | None = _option(
         None,
         "length of the user and item vectors; unset: 8 where a user or item has fewer than 10 ratings on average, else"
-        " 16, from 500,000 ratings on 32",
+        " 16; 32 where there are 500,000 ratings and 50 for each",
     )
     sweeps: int = _option(400, "draws of all parameters, one after the other")
     burn_in: int = _option(80, "first sweeps, which are not used")
@@ -307,16 +309,16 @@ def with_l2(config: TrainingConfigT, n_ratings: int, n_entities: int) -> Trainin
     """
     if not isinstance(config, MFDMCConfig | FunkMFConfig) or config.weight_l2 is not None:
         return config
-    if isinstance(config, MFDMCConfig) and config.teacher is not None:
-        return dataclasses.replace(config, weight_l2=0.0)  # a teacher's predictions are many and free of noise
-    return dataclasses.replace(config, weight_l2=_L2_PULL[type(config)] * n_entities / (2 * n_ratings))
+    taught = isinstance(config, MFDMCConfig) and config.teacher is not None
+    pull = _TAUGHT_L2_PULL if taught else _L2_PULL[type(config)]
+    return dataclasses.replace(config, weight_l2=pull * n_entities / (2 * n_ratings))
 
 
 def with_rank(config: BayesianMFConfig, n_ratings: int, n_entities: int) -> BayesianMFConfig:
     """The config with `rank` filled in where it is unset.
 
     Few ratings an entity say little about it, whatever the rank, and a sweep's cost grows with the entities times
-    rank³; many ratings carry more than 16 numbers.
+    rank³; many ratings carry more than 16 numbers. With rank 32 a student of few pairs a user fits what it cannot know.
 
     Args:
         config: settings of the model.
@@ -325,8 +327,9 @@ def with_rank(config: BayesianMFConfig, n_ratings: int, n_entities: int) -> Baye
     """
     if config.rank is not None:
         return config
-    sparse = 2 * n_ratings < 10 * n_entities
-    return dataclasses.replace(config, rank=8 if sparse else 32 if n_ratings >= 500_000 else 16)
+    per_entity = 2 * n_ratings / n_entities
+    many = n_ratings >= 500_000 and per_entity >= 50
+    return dataclasses.replace(config, rank=8 if per_entity < 10 else 32 if many else 16)
 
 
 def l2_at(config: MFDMCConfig | FunkMFConfig, epoch: int) -> float:
@@ -336,6 +339,8 @@ def l2_at(config: MFDMCConfig | FunkMFConfig, epoch: int) -> float:
     return weight_at(config.weight_l2, epoch, "weight_l2")
 
 
+# a teacher's predictions are many and free of noise, but a user's few pairs do not fix all numbers of an embedding
+_TAUGHT_L2_PULL = 0.9
 _L2_PULL: dict[type[TrainingConfig], float] = {MFDMCConfig: 8.0, FunkMFConfig: 4.5}
 
 
