@@ -57,6 +57,8 @@ from mfdmc_fast.files import replacing
 REFERENCE = "pixels"
 METHODS = (REFERENCE, *BASELINES, *SETTINGS)
 QUICK_IMAGES, QUICK_SEEDS = 500, 2
+# images in a line of the picture; also the clusters of a view before pruning
+COLUMNS = 10
 # who is compared with whom
 OURS = ("mfdmc-accurate", "mfdmc-sharp")
 COLORS = {
@@ -206,25 +208,27 @@ def show(axes: Any, picture: Floats, title: str = "") -> None:
     axes.set_title(title, fontsize=6, pad=2)
 
 
-def draw_centers(figure: Any, images: Images, settings: dict[str, Any], seed: int) -> None:
+def draw_centers(figure: Any, images: Images, method: str, seed: int) -> None:
     """A row for each view, its clusters by usage."""
-    fitted = mfdmc(images.pixels, np.ones(images.pixels.shape, dtype=bool), settings, seed)
+    fitted = mfdmc(images.pixels, np.ones(images.pixels.shape, dtype=bool), SETTINGS[method], seed)
     assert fitted.model is not None
     n = len(images.labels)
     views = memberships(fitted.model, "user", n)
     pictures = cluster_pictures(fitted.model, n)
-    grid = figure.subplots(len(views), max(view.shape[1] for view in views), squeeze=False)
+    grid = figure.subplots(len(views), COLUMNS)
     for line, weights, of_view in zip(grid, views, pictures, strict=True):
         usage = weights.mean(0)
         for axes in line:
             axes.axis("off")
         for axes, cluster in zip(line, np.argsort(-usage, kind="stable"), strict=False):
             show(axes, of_view[cluster], f"{usage[cluster]:.0%}")
-    figure.suptitle(f"{images.name}: centers of the image clusters, a view a row, with their usage", fontsize=9)
+    figure.suptitle(
+        f"{images.name}: centers of the image clusters of {method}, a view a row, with their usage", fontsize=9
+    )
 
 
 def draw_reconstructions(figure: Any, images: Images, seed: int) -> None:
-    """The first image of each of ten labels, or the first ten, and what each method makes of it."""
+    """Ten images, of each label the first ones, and what each method makes of them."""
     everything = np.ones(images.pixels.shape, dtype=bool)
     rows: dict[str, Floats] = {"original": images.pixels}
     for name in OURS:
@@ -232,8 +236,9 @@ def draw_reconstructions(figure: Any, images: Images, seed: int) -> None:
     for name, fit in BASELINES.items():
         reduced: Reduced = fit(images.pixels, seed)
         rows[name] = reduced.reconstruction
-    first = [int(np.argmax(images.labels == label)) for label in range(images.n_labels)]
-    grid = figure.subplots(len(rows), len(first), squeeze=False)
+    each = COLUMNS // images.n_labels
+    first = [int(at) for label in range(images.n_labels) for at in np.flatnonzero(images.labels == label)[:each]]
+    grid = figure.subplots(len(rows), COLUMNS)
     for line, (name, pixels) in zip(grid, rows.items(), strict=True):
         for axes, image in zip(line, first, strict=True):
             show(axes, pixels[image])
@@ -267,14 +272,14 @@ def plot(rows: Rows, n: int | None, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(13, 12), layout="constrained")
+    figure = plt.figure(figsize=(13, 11), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1.4))
     left, right = top.subfigures(1, 2)
-    centers = left.subfigures(2, 1)
-    shown_images = [load(n, 0) for load in DATASETS.values()]
-    for part, images in zip(centers, shown_images, strict=True):
-        draw_centers(part, images, SETTINGS["mfdmc-sharp"], 0)
-    draw_reconstructions(right, shown_images[0], 0)
+    parts = (left.subfigures(2, 1), right.subfigures(2, 1))
+    for load, centers, reconstructions in zip(DATASETS.values(), *parts, strict=True):
+        images = load(n, 0)
+        draw_centers(centers, images, "mfdmc-sharp", 0)
+        draw_reconstructions(reconstructions, images, 0)
     draw_scores(bottom, rows)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
