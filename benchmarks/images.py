@@ -73,7 +73,7 @@ COLORS = {
 Rows = list[dict[str, Any]]
 _WINNING = (
     "Where MFDMC wins and loses: the 95 % interval of the difference, seed by seed, leaves out 0. In brackets MFDMC"
-    " minus the other. The intervals are over seeds, not over other images of the kind, and not corrected for their number."
+    " minus the other. The intervals are over seeds, not over other images of the kind, and there are many of them."
 )
 
 
