@@ -427,7 +427,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def quick() -> None:
-    """Find planted clusters: those of MFDMC agree with them, random ones do not."""
+    """Find planted clusters: those of MFDMC agree with them and foretell them, random ones do not."""
     planted = plant_ratings(400, 300, 30_000, n_views=3, n_clusters=3, seed=1)
     groups: dict[SideName, npt.NDArray[np.int64]] = {"user": planted.user_groups, "item": planted.item_groups}
     features: dict[SideName, Features] = {}
@@ -443,7 +443,8 @@ def quick() -> None:
             for family in found[name]["rows"][0]["sides"][side]["families"]:
                 p, auc = family["consensus_p_value"], family["mean_auc"]["memberships"]
                 print(f"{name:22} {side} {family['name']}: AMI {family['consensus_ami']:.3f} p {p:.3f} AUC {auc:.3f}")
-                is_found = p < ALPHA and auc > 0.7
+                # one partition, as of k-means, cannot hold three clusterings: it need not foretell all of them
+                is_found = p < ALPHA and (auc > 0.7 or name == BASELINE)
                 if is_found == (name == "random"):
                     failed.append(f"{name}, {side}, {family['name']}")
     if failed:
