@@ -191,7 +191,7 @@ def tune(
     first = estimator_class(**base)
     first._config()  # wrong settings are told before anything is read
     first._check_features(user_features, item_features)
-    _study(seed, trials)  # a missing package is told before anything is read, too
+    _optuna()  # a missing package is told before anything is read, too
     ratings = read_ratings(train, rating_scale=rating_scale)
     watched = read_ratings(validation, rating_scale=rating_scale)
     features = {"user_features": user_features, "item_features": item_features}
@@ -263,12 +263,17 @@ def search(
     return done
 
 
-def _study(seed: int, trials: int) -> Any:
-    """An Optuna study; ConfigError where optuna is not installed."""
+def _optuna() -> Any:
+    """The package; ConfigError where it is not installed."""
     try:
         import optuna
     except ImportError as error:
         raise ConfigError("tuning needs optuna; install it with: pip install 'mfdmc_fast[tune]'") from error
+    return optuna
+
+
+def _study(seed: int, trials: int) -> Any:
+    optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # a third at random, as in the trials that chose the defaults at most 20
     sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=min(20, max(1, trials // 3)))
@@ -276,10 +281,8 @@ def _study(seed: int, trials: int) -> Any:
 
 
 def _tell(study: Any, trial: Any, rmse: float | None) -> None:
-    import optuna
-
     if rmse is None:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        study.tell(trial, state=_optuna().trial.TrialState.FAIL)
     else:
         study.tell(trial, rmse)
 

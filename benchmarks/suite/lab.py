@@ -31,8 +31,7 @@ PROTOCOL = 1
 ROOT = Path(__file__).parents[2]
 _MODULES = ("config", "model", "epochs", "optim", "pruning", "training", "bayesian", "scoring")
 _SOURCES = (
-    *("mfdmc_fast/data/*.py", "mfdmc_fast/ops/*.py", "mfdmc_fast/ops/triton_kernels/*.py"),
-    *("mfdmc_fast/estimator/*.py", "csrc/**/*.cpp", "csrc/**/*.hpp", "csrc/**/*.cu"),
+    *("mfdmc_fast/data/*.py", "mfdmc_fast/ops/*.py", "mfdmc_fast/estimator/*.py", "csrc/**/*.cpp", "csrc/**/*.hpp"),
     *(f"mfdmc_fast/{name}.py" for name in _MODULES),
 )
 _PROVENANCE = ("date", "commit", "dirty", "cpu", "cpus", "python")

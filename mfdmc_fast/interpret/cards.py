@@ -166,7 +166,9 @@ def label_lifts(members: list[npt.NDArray[np.int64]], table: SideLabels) -> list
         members: rows of each cluster's members.
         table: labels of the side's entities; members without metadata do not count.
     """
-    from scipy.stats import false_discovery_control, hypergeom
+    from scipy.stats import hypergeom
+
+    from mfdmc_fast.interpret.enrichment import benjamini_hochberg
 
     if not len(table.labels):
         return [[] for _ in members]
@@ -184,7 +186,7 @@ def label_lifts(members: list[npt.NDArray[np.int64]], table: SideLabels) -> list
     held, drawn, marked = counts[clusters, labels], sizes[clusters], totals[labels]
     p_values = hypergeom.sf(held - 1, n_described, marked, drawn)
     # rounding may leave it a little above 1
-    q_values = false_discovery_control(np.clip(p_values, 0.0, 1.0))
+    q_values = benjamini_hochberg(np.clip(p_values, 0.0, 1.0))
     expected = drawn * marked / n_described
     found: list[list[LabelLift]] = [[] for _ in members]
     for at in np.flatnonzero((q_values <= MAX_Q) & (held > expected)).tolist():
