@@ -15,7 +15,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, config_from_dict
-from mfdmc_fast.data.vocabulary import Vocabulary
+from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays, ids_to_arrays
 from mfdmc_fast.errors import DataError, MFDMCError, ModelFileError
 from mfdmc_fast.files import replacing
 from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
@@ -93,7 +92,7 @@ def save_state(state: FittedState, path: str | os.PathLike[str], package_version
     # clone: pruned parameters are views of a longer storage, of which only the live part belongs in the file
     tensors = {f"model.{name}": p.detach().cpu().clone() for name, p in state.model.named_parameters()}
     for side, vocabulary in zip(SIDES, (state.users, state.items), strict=True):
-        tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in _ids_to_arrays(vocabulary).items()}
+        tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in ids_to_arrays(vocabulary).items()}
     tensors["seen.offsets"] = torch.from_numpy(state.seen.offsets)
     tensors["seen.items"] = torch.from_numpy(state.seen.items)
     metadata = {_KEY: json.dumps(header, allow_nan=False)}
@@ -208,28 +207,8 @@ def _expected_shape(model: Predictor, name: str, parameter: Tensor) -> tuple[int
     return (parameter.shape[0], total) if leaf == "assignment_logits" else (total, parameter.shape[1])
 
 
-def _ids_to_arrays(vocabulary: Vocabulary) -> dict[str, npt.NDArray[Any]]:
-    if vocabulary.kind == "int":
-        return {"ids": np.ascontiguousarray(vocabulary.ids, dtype=np.int64)}
-    encoded = [str(value).encode("utf-8", "surrogatepass") for value in vocabulary.ids]
-    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    return {"utf8": np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8), "offsets": offsets}
-
-
 def _ids_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Vocabulary:
-    if f"{prefix}.ids" in tensors:
-        ids = tensors[f"{prefix}.ids"]
-        if ids.dtype != torch.int64 or ids.ndim != 1:
-            raise ValueError(f"{prefix}.ids must be a vector of int64")
-        return Vocabulary(ids.numpy())
-    utf8, bounds = tensors[f"{prefix}.utf8"], tensors[f"{prefix}.offsets"]
-    if (utf8.dtype, utf8.ndim, bounds.dtype, bounds.ndim) != (torch.uint8, 1, torch.int64, 1):
-        raise ValueError(f"{prefix}.utf8 and {prefix}.offsets must be vectors of uint8 and int64")
-    data, offsets = utf8.numpy().tobytes(), bounds.numpy()
-    if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
-        raise ValueError(f"{prefix}.offsets do not fit {prefix}.utf8")
-    strings = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets)]
-    return Vocabulary(np.array(strings, dtype=object))
+    return ids_from_arrays({name: t.numpy() for name, t in tensors.items() if name.startswith(f"{prefix}.")}, prefix)
 
 
 def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:

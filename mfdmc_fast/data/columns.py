@@ -59,6 +59,73 @@ class _Fault(NamedTuple):
     reason: str
 
 
+@dataclass
+class Screened:
+    """The n good rows of a table.
+
+    Attributes:
+        user_ids, item_ids: [n] Arrow int64 or large_string without nulls.
+        ratings: [n] float64.
+        timestamps: [n] Arrow column of any type, or None.
+        row_numbers: [n] as in `SourceTable`.
+        report: what became of the rows.
+        good: [rows of the table] mask of the good ones.
+    """
+
+    user_ids: pa.ChunkedArray
+    item_ids: pa.ChunkedArray
+    ratings: np.ndarray
+    timestamps: pa.ChunkedArray | None
+    row_numbers: np.ndarray
+    report: ReadReport
+    good: np.ndarray
+
+
+def screened(
+    table: SourceTable,
+    roles: dict[Role, int],
+    *,
+    timestamp_required: bool,
+    rating_scale: tuple[float, float] | None,
+    policies: ReadReport,
+) -> Screened:
+    """Screen the rows of a table by the rules of this module; arguments as in `ratings_from_table`.
+
+    Raises:
+        DataError: a bad row under the policy "error", a column of an unsuitable type.
+    """
+    columns = {role: decoded(table.columns[at]) for role, at in roles.items()}
+    user_ids = plain_ids(columns["user"], table.source, table.label(roles["user"]))
+    item_ids = plain_ids(columns["item"], table.source, table.label(roles["item"]))
+    ratings = _numbers(columns["rating"], table, roles["rating"])
+    faults = [
+        _Fault("user", user_ids.is_null().to_numpy(), _NO_ID),
+        _Fault("item", item_ids.is_null().to_numpy(), _NO_ID),
+        _Fault("rating", ~np.isfinite(ratings), "is not a finite number"),
+    ]
+    if rating_scale is not None:
+        lowest, highest = rating_scale
+        outside = (ratings < lowest) | (ratings > highest)
+        faults.append(_Fault("rating", outside, f"is outside the rating scale {lowest:g}..{highest:g}"))
+    if timestamp_required:
+        times = _numbers(columns["timestamp"], table, roles["timestamp"])
+        faults.append(_Fault("timestamp", ~np.isfinite(times), "is not a finite number"))
+    good = ~np.logical_or.reduce([fault.mask for fault in faults])
+    n_rows = len(good) + len(table.malformed)
+    report = replace(policies, rows=n_rows, bad_rows_skipped=n_rows - int(good.sum()))
+    if report.bad_rows_skipped and report.on_bad_row == "error":
+        raise _first_bad_row(table, roles, faults, _SKIP_HINT)
+    return Screened(
+        _filtered(user_ids, good),
+        _filtered(item_ids, good),
+        ratings[good],
+        _filtered(columns["timestamp"], good) if "timestamp" in columns else None,
+        table.row_numbers[good],
+        report,
+        good,
+    )
+
+
 def ratings_from_table(
     table: SourceTable,
     roles: dict[Role, int],
@@ -82,36 +149,20 @@ def ratings_from_table(
     Raises:
         DataError: a bad row or a repeated pair under the policy "error", a column of an unsuitable type, no ratings.
     """
-    columns = {role: decoded(table.columns[at]) for role, at in roles.items()}
-    user_ids = plain_ids(columns["user"], table.source, table.label(roles["user"]))
-    item_ids = plain_ids(columns["item"], table.source, table.label(roles["item"]))
-    ratings = _numbers(columns["rating"], table, roles["rating"])
-    faults = [
-        _Fault("user", user_ids.is_null().to_numpy(), _NO_ID),
-        _Fault("item", item_ids.is_null().to_numpy(), _NO_ID),
-        _Fault("rating", ~np.isfinite(ratings), "is not a finite number"),
-    ]
-    if rating_scale is not None:
-        lowest, highest = rating_scale
-        outside = (ratings < lowest) | (ratings > highest)
-        faults.append(_Fault("rating", outside, f"is outside the rating scale {lowest:g}..{highest:g}"))
-    if timestamp_required:
-        times = _numbers(columns["timestamp"], table, roles["timestamp"])
-        faults.append(_Fault("timestamp", ~np.isfinite(times), "is not a finite number"))
-    good = ~np.logical_or.reduce([fault.mask for fault in faults])
-    n_rows = len(good) + len(table.malformed)
-    report = replace(policies, rows=n_rows, bad_rows_skipped=n_rows - int(good.sum()))
-    _check_report(report, table, roles, faults)
-    result = Ratings(
-        users=id_array(_filtered(user_ids, good)),
-        items=id_array(_filtered(item_ids, good)),
-        ratings=ratings[good],
-        timestamps=_timestamps(_filtered(columns["timestamp"], good)) if "timestamp" in columns else None,
-        columns={name: _kept_array(_filtered(decoded(table.columns[at]), good)) for name, at in kept.items()},
-        source=table.source,
-        report=report,
+    rows = screened(
+        table, roles, timestamp_required=timestamp_required, rating_scale=rating_scale, policies=policies
     )
-    return resolve_repeats(result, policies.on_repeat, table.row_numbers[good])
+    check_rows_left(rows.report, table.source)
+    result = Ratings(
+        users=id_array(rows.user_ids),
+        items=id_array(rows.item_ids),
+        ratings=rows.ratings,
+        timestamps=None if rows.timestamps is None else timestamp_array(rows.timestamps),
+        columns={name: _kept_array(_filtered(decoded(table.columns[at]), rows.good)) for name, at in kept.items()},
+        source=table.source,
+        report=rows.report,
+    )
+    return resolve_repeats(result, policies.on_repeat, rows.row_numbers)
 
 
 def pairs_from_table(table: SourceTable, roles: dict[Role, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -143,15 +194,13 @@ def ids_from_table(table: SourceTable, at: int) -> np.ndarray:
     return ids
 
 
-def _check_report(report: ReadReport, table: SourceTable, roles: dict[Role, int], faults: list[_Fault]) -> None:
-    """DataError for a source without good rows, and for one with bad rows unless they may be skipped."""
+def check_rows_left(report: ReadReport, source: str) -> None:
+    """DataError for a source without good rows."""
     if not report.rows:
-        raise DataError("no ratings: there are no data rows", source=table.source)
-    if report.bad_rows_skipped and report.on_bad_row == "error":
-        raise _first_bad_row(table, roles, faults, _SKIP_HINT)
+        raise DataError("no ratings: there are no data rows", source=source)
     if report.bad_rows_skipped == report.rows:
         message = f"no ratings: all {report.rows} rows are bad; on_bad_row='error' (--on-bad-row error) names the first"
-        raise DataError(message, source=table.source)
+        raise DataError(message, source=source)
 
 
 def _first_bad_row(table: SourceTable, roles: dict[Role, int], faults: list[_Fault], fix: str) -> DataError:
@@ -221,7 +270,7 @@ def _parse_float(text: str | None) -> float:
         return math.nan
 
 
-def _timestamps(column: pa.ChunkedArray) -> np.ndarray | None:
+def timestamp_array(column: pa.ChunkedArray) -> np.ndarray | None:
     """Times as int64 where they all are integers, else as float64; None where some are no finite numbers."""
     import pyarrow as pa
 

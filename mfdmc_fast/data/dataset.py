@@ -59,20 +59,15 @@ class RatingsDataset:
             raise DataError("there are no ratings", source=ratings.source)
         users, items = Vocabulary.from_values(ratings.users), Vocabulary.from_values(ratings.items)
         for name, vocabulary in (("user", users), ("item", items)):
-            if len(vocabulary) < 2:
-                raise DataError(
-                    f"only one {name} ({vocabulary.ids[0]!r}) in {len(ratings)} ratings; matrix factorization needs at"
-                    f" least two. Check which column holds the {name} ids (--{name}-column)",
-                    source=ratings.source,
-                )
+            check_factorizable(name, vocabulary.ids, len(ratings), ratings.source)
         return cls.encode(ratings, users, items)
 
     @classmethod
     def encode(cls, ratings: Ratings, users: Vocabulary, items: Vocabulary) -> RatingsDataset:
         """Encode with given vocabularies; unknown ids become -1."""
-        largest = max(ratings.ratings.max(initial=0.0), -ratings.ratings.min(initial=0.0))
-        if largest > float(np.finfo(np.float32).max):
-            raise DataError(f"ratings reach {largest:g}, beyond single precision; rescale them", source=ratings.source)
+        check_single_precision(
+            max(ratings.ratings.max(initial=0.0), -ratings.ratings.min(initial=0.0)), ratings.source
+        )
         return cls(
             _encoded(ratings.users, users),
             _encoded(ratings.items, items),
@@ -101,6 +96,17 @@ class RatingsDataset:
     def user_offsets(self) -> npt.NDArray[np.int64]:
         """[n_users + 1] in user order, user u has the ratings offsets[u] : offsets[u + 1]; needs every user known."""
         return np.concatenate([[0], np.cumsum(count_rows(self.user_idx, len(self.users)))])
+
+    @property
+    def counts(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Ratings of every user and of every item, where all are known."""
+        rows = {"user": (self.user_idx, len(self.users)), "item": (self.item_idx, len(self.items))}
+        return {side: count_rows(idx, n) for side, (idx, n) in rows.items()}
+
+    @property
+    def mean(self) -> float:
+        """Mean rating, summed block by block, as a store is read."""
+        return sum(float(self.ratings[block].sum(dtype=np.float64)) for block in blocks(len(self))) / len(self)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -144,6 +150,22 @@ class RatingsDataset:
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> RatingsDataset:
         """The given rows, with the same vocabularies."""
         return RatingsDataset(self.user_idx[rows], self.item_idx[rows], self.ratings[rows], self.users, self.items)
+
+
+def check_factorizable(name: str, ids: Any, n_ratings: int, source: str) -> None:
+    """DataError for fewer than two distinct ids of a side, "user" or "item"."""
+    if len(ids) < 2:
+        raise DataError(
+            f"only one {name} ({ids[:1].tolist()[0]!r}) in {n_ratings} ratings; matrix factorization needs at"
+            f" least two. Check which column holds the {name} ids (--{name}-column)",
+            source=source,
+        )
+
+
+def check_single_precision(largest: float, source: str) -> None:
+    """DataError for ratings up to a size that float32 does not hold."""
+    if largest > float(np.finfo(np.float32).max):
+        raise DataError(f"ratings reach {largest:g}, beyond single precision; rescale them", source=source)
 
 
 def _as_rows(name: str, idx: npt.NDArray[Any], n: int) -> npt.NDArray[np.int32]:

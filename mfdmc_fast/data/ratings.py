@@ -191,9 +191,15 @@ def _repeat_error(ratings: Ratings, groups: np.ndarray, row_numbers: np.ndarray)
     first[groups[::-1]] = np.arange(n_rows)[::-1]
     again = int(np.argmax(first[groups] != np.arange(n_rows)))
     user, item = ratings.users[[again]].tolist()[0], ratings.items[[again]].tolist()[0]
+    first_row = str(row_numbers[first[groups[again]]])
+    return repeat_error(user, item, first_row, ratings.source, int(row_numbers[again]))
+
+
+def repeat_error(user: int | str, item: int | str, first_row: str, source: str, row: int) -> DataError:
+    """What to raise for a repeated pair under the policy "error"."""
     return DataError(
-        f"user {user!r} rates item {item!r} again, first in row {row_numbers[first[groups[again]]]}; "
+        f"user {user!r} rates item {item!r} again, first in row {first_row}; "
         "use on_repeat='last' or 'mean' (--on-repeat last) to keep one rating per pair",
-        source=ratings.source,
-        row=int(row_numbers[again]),
+        source=source,
+        row=row,
     )

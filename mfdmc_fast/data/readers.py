@@ -10,7 +10,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,18 +81,15 @@ def read_ratings(
     """
     requested: dict[Role, Column | None] = {"user": user, "item": item, "rating": rating, "timestamp": timestamp}
     kept = [keep] if isinstance(keep, str | int) else list(keep)
-    specs = [*requested.values(), *kept]
-    _check_options(specs, delimiter, header, rating_scale)
+    check_options([*requested.values(), *kept], delimiter, header, rating_scale)
     policies = ReadReport(on_bad_row=on_bad_row, on_repeat=on_repeat)
     if isinstance(source, Ratings):
         return recheck(source, policies, rating_scale)
     if isinstance(source, str | os.PathLike):
-        checked = [spec if isinstance(spec, int) else at for at, spec in enumerate((user, item, rating))]
-        has_names = _header_test(header, specs, lambda fields: _is_header(fields, checked))
-        table = load_path(Path(source), delimiter, has_names, min_fields=3)
+        table = load_path(Path(source), delimiter, ratings_header(header, requested, kept), min_fields=3)
     else:
         table = load_object(source)
-    roles = _resolve_roles(table, requested, ("user", "item", "rating"))
+    roles = column_roles(table, requested, ("user", "item", "rating"))
     kept_positions = [_position(table, spec) for spec in kept]
     return ratings_from_table(
         table,
@@ -128,14 +125,21 @@ def read_pairs(
         ConfigError: an option has a wrong value.
         DataError: the source cannot be read, lacks a column, has a bad row, or has no rows.
     """
-    _check_options([user, item], delimiter, header, None)
+    check_options([user, item], delimiter, header, None)
     has_names = _header_test(header, [user, item], lambda fields: {"user", "item"} <= set(usual_roles(fields)))
     table = load_path(Path(source), delimiter, has_names, min_fields=2)
-    roles = _resolve_roles(table, {"user": user, "item": item}, ("user", "item"))
+    roles = column_roles(table, {"user": user, "item": item}, ("user", "item"))
     users, items = pairs_from_table(table, {role: roles[role] for role in ("user", "item")})
     if not len(users):
         raise DataError("no pairs: there are no data rows", source=str(source))
     return users, items
+
+
+def ratings_header(header: bool | None, requested: Mapping[Role, Column | None], kept: Sequence[Column] = ()) -> HasNames:
+    """Tells from the fields of a first line whether they are names, with the options of `read_ratings`."""
+    specs = [requested[role] for role in ("user", "item", "rating")]
+    checked = [spec if isinstance(spec, int) else at for at, spec in enumerate(specs)]
+    return _header_test(header, [*requested.values(), *kept], lambda fields: _is_header(fields, checked))
 
 
 def _header_test(header: bool | None, specs: list[Any], guess: HasNames) -> HasNames:
@@ -145,7 +149,8 @@ def _header_test(header: bool | None, specs: list[Any], guess: HasNames) -> HasN
     return guess if header is None else lambda _: bool(header)
 
 
-def _check_options(specs: list[Any], delimiter: Any, header: Any, rating_scale: Any) -> None:
+def check_options(specs: list[Any], delimiter: Any, header: Any, rating_scale: Any) -> None:
+    """ConfigError for options of `read_ratings` that have a wrong value."""
     for spec in specs:
         if spec is not None and (isinstance(spec, bool) or not isinstance(spec, str | int)):
             raise ConfigError(f"a column is given by its name or 0-based position, not by {spec!r}")
@@ -163,10 +168,12 @@ def _check_options(specs: list[Any], delimiter: Any, header: Any, rating_scale: 
         raise ConfigError(f"rating_scale must be two finite numbers, the lower first, not {rating_scale!r}")
 
 
-def _resolve_roles(
-    table: SourceTable, requested: dict[Role, Column | None], required: tuple[Role, ...]
+def column_roles(
+    table: SourceTable, requested: Mapping[Role, Column | None], required: tuple[Role, ...]
 ) -> dict[Role, int]:
-    """The position of each role's column: as asked for, else by a usual name, else 0, 1, 2 and 3."""
+    """The position of each role's column: as asked for, else by a usual name, else 0, 1, 2 and 3; DataError where there
+    is no such column.
+    """
     roles = {role: _position(table, spec) for role, spec in requested.items() if spec is not None}
     usual = usual_roles(table.names or ())
     by_name = {role: at for role, at in usual.items() if role not in roles and at not in roles.values()}
@@ -262,20 +269,41 @@ def _to_arrow(values: Any) -> pa.Array:
 def load_path(path: Path, delimiter: str | None, has_names: HasNames, min_fields: int) -> SourceTable:
     """The table in a file, whose kind its first bytes or its name tell; options as in `parse_text`."""
     data = _read_bytes(path)
-    suffix = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-    if suffix in (".pkl", ".pickle") or re.match(rb"\x80[\x02-\x05]", data):
-        raise DataError("pickle files are not read; save the table as Parquet or text", source=str(path))
-    if data.startswith(b"PAR1") or suffix == ".parquet":
-        return _parse_binary(data, str(path), "Parquet")
-    if data.startswith(b"ARROW1") or suffix in (".arrow", ".feather", ".ipc"):
-        return _parse_binary(data, str(path), "Arrow")
+    kind = file_kind(path, data[:8])
+    if kind in ("Parquet", "Arrow"):
+        return _parse_binary(data, str(path), kind)
     return parse_text(data, str(path), delimiter, has_names, min_fields)
+
+
+def file_kind(path: Path, start: bytes) -> str:
+    """What a file holds: "gzip", "zstd", "Parquet", "Arrow" or else "text", by its first bytes, at least 4, or its name.
+
+    Raises:
+        DataError: a pickle.
+    """
+    packed = {".gz": "gzip", ".zst": "zstd"}
+    if start.startswith(b"\x1f\x8b"):
+        return "gzip"
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        return "zstd"
+    suffix = (path.with_suffix("") if path.suffix.lower() in packed else path).suffix.lower()
+    if suffix in (".pkl", ".pickle") or re.match(rb"\x80[\x02-\x05]", start):
+        raise DataError("pickle files are not read; save the table as Parquet or text", source=str(path))
+    if start.startswith(b"PAR1") or suffix == ".parquet":
+        return "Parquet"
+    if start.startswith(b"ARROW1") or suffix in (".arrow", ".feather", ".ipc"):
+        return "Arrow"
+    return "text"
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if data.startswith(b"\x1f\x8b") or path.suffix.lower() == ".gz" else data
+        if data.startswith(b"\x1f\x8b") or path.suffix.lower() == ".gz":
+            return gzip.decompress(data)
+        if data.startswith(b"\x28\xb5\x2f\xfd") or path.suffix.lower() == ".zst":
+            return _unpacked_zstd(data)
+        return data
     except FileNotFoundError:
         reason = "no such file"
     except IsADirectoryError:
@@ -285,6 +313,15 @@ def _read_bytes(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     raise DataError(reason, source=str(path))
+
+
+def _unpacked_zstd(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    try:
+        return bytes(pa.CompressedInputStream(pa.BufferReader(data), "zstd").read())
+    except OSError as error:
+        raise ValueError(f"the zstd file is truncated or damaged: {error}") from error
 
 
 def _parse_binary(data: bytes, name: str, kind: Literal["Parquet", "Arrow"]) -> SourceTable:

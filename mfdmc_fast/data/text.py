@@ -38,13 +38,29 @@ def parse_text(data: bytes, name: str, delimiter: str | None, has_names: HasName
     Raises:
         DataError: empty, binary, or not to be split into fields.
     """
+    text, _ = to_utf8(data, name)
+    if not text.strip():
+        raise DataError("the file is empty", source=name)
+    return parse_lines(text, name, delimiter or detect_delimiter(text, name, min_fields), has_names)
+
+
+def parse_lines(
+    text: bytes, name: str, delimiter: str, has_names: HasNames, n_columns: int | None = None, lines_before: int = 0
+) -> SourceTable:
+    """The table in whole lines of UTF-8, which may be a later part of a file.
+
+    Args:
+        text: the lines.
+        name: of the file, for messages.
+        delimiter: between fields.
+        has_names: as in `parse_text`.
+        n_columns: fields of a line; None: as many as the first line has.
+        lines_before: lines of the file that come before.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    text = _to_utf8(data, name)
-    if not text.strip():
-        raise DataError("the file is empty", source=name)
-    columns, lines, malformed = _split_fields(text, delimiter or _detect_delimiter(text, name, min_fields), name)
+    columns, lines, malformed = _split_fields(text, delimiter, name, n_columns, lines_before)
     filled = np.logical_or.reduce([pc.not_equal(column, "").to_numpy() for column in columns])
     names = None
     if filled.any():
@@ -57,7 +73,9 @@ def parse_text(data: bytes, name: str, delimiter: str | None, has_names: HasName
     return SourceTable(name, columns, names, lines, [(line, fault) for line, fault in malformed.items() if fault])
 
 
-def _split_fields(text: bytes, delimiter: str, name: str) -> tuple[list[pa.ChunkedArray], np.ndarray, dict[int, str]]:
+def _split_fields(
+    text: bytes, delimiter: str, name: str, n_columns: int | None, lines_before: int
+) -> tuple[list[pa.ChunkedArray], np.ndarray, dict[int, str]]:
     """Columns of strings, their line numbers [n] int64, and the numbers and faults (blank lines: "") of other lines."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -67,18 +85,21 @@ def _split_fields(text: bytes, delimiter: str, name: str) -> tuple[list[pa.Chunk
 
     def skip_line(line: csv.InvalidRow) -> str:
         fault = f"{line.actual_columns} fields where the first line has {line.expected_columns}"
-        malformed[line.number] = fault if line.text.strip() else ""
+        malformed[lines_before + line.number] = fault if line.text.strip() else ""
         return "skip"
 
     quoted = b'"' in text and len(delimiter) == 1
-    text, separator = _with_byte_delimiter(text, delimiter)
+    text, separator = with_byte_delimiter(text, delimiter)
     # Arrow takes the number of fields from the first line, so that must not be a blank one.
-    n_blank = len(re.findall(rb"\r\n?|\n", text[: len(text) - len(text.lstrip())]))
+    n_blank = len(re.findall(rb"\r\n?|\n", text[: len(text) - len(text.lstrip())])) if n_columns is None else 0
+    named = None if n_columns is None else [f"f{at}" for at in range(n_columns)]
     # One thread, or Arrow tells no line numbers. All columns as strings: Arrow would guess types and lose "007".
     try:
         table = csv.read_csv(
             pa.BufferReader(text + _BLANK_LINE),
-            read_options=csv.ReadOptions(autogenerate_column_names=True, use_threads=False, skip_rows=n_blank),
+            read_options=csv.ReadOptions(
+                column_names=named, autogenerate_column_names=named is None, use_threads=False, skip_rows=n_blank
+            ),
             parse_options=csv.ParseOptions(
                 delimiter=separator,
                 quote_char='"' if quoted else False,
@@ -93,26 +114,28 @@ def _split_fields(text: bytes, delimiter: str, name: str) -> tuple[list[pa.Chunk
         raise DataError(message, source=name) from error
     if table.num_columns > _MAX_TEXT_COLUMNS:
         raise DataError(f"more than {_MAX_TEXT_COLUMNS} columns in the first line", source=name)
-    n_lines = n_blank + table.num_rows + len(malformed)
+    n_lines = lines_before + n_blank + table.num_rows + len(malformed)
     if quoted and table.num_columns > 1 and malformed.get(n_lines) != "":
         raise DataError("a quote is left open in the last row that could be read", source=name, row=n_lines)
-    lines = np.setdiff1d(np.arange(n_blank + 1, n_lines + 1), list(malformed), assume_unique=True)
+    lines = np.arange(lines_before + n_blank + 1, n_lines + 1)
+    lines = np.setdiff1d(lines, list(malformed), assume_unique=True) if malformed else lines
     return [pc.utf8_trim_whitespace(column) for column in table.columns], lines, malformed
 
 
-def _to_utf8(data: bytes, name: str) -> bytes:
-    """The text as UTF-8 without a byte order mark; what is not UTF-8 is taken as latin-1."""
+def to_utf8(data: bytes, name: str) -> tuple[bytes, str]:
+    """The text as UTF-8 without a byte order mark, and its encoding: "ascii", "utf-8" or, for all else, "latin-1"."""
     if b"\0" in data:
         raise DataError("binary data or UTF-16, not text in UTF-8 or latin-1, Parquet or Arrow", source=name)
+    if data.isascii():
+        return data, "ascii"
     try:
-        if not data.isascii():
-            data.decode("utf-8")
+        data.decode("utf-8")
     except UnicodeDecodeError:
-        return data.decode("latin-1").encode("utf-8")
-    return data.removeprefix(b"\xef\xbb\xbf")
+        return data.decode("latin-1").encode("utf-8"), "latin-1"
+    return data.removeprefix(b"\xef\xbb\xbf"), "utf-8"
 
 
-def _detect_delimiter(text: bytes, name: str, min_fields: int) -> str:
+def detect_delimiter(text: bytes, name: str, min_fields: int) -> str:
     """The delimiter by which most of the first lines have the same number, at least `min_fields`, of fields."""
     lines = [line for line in text[: 1 << 16].splitlines()[:20] if line.strip()]
     lines = [re.sub(rb'"[^"]*"', b"q", line) for line in lines]
@@ -129,7 +152,7 @@ def _detect_delimiter(text: bytes, name: str, min_fields: int) -> str:
     return best
 
 
-def _with_byte_delimiter(text: bytes, delimiter: str) -> tuple[bytes, str]:
+def with_byte_delimiter(text: bytes, delimiter: str) -> tuple[bytes, str]:
     """Rewrite the text for Arrow, which splits at every single byte of one kind; returns it with that delimiter."""
     if delimiter == " ":
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\t", b" ")

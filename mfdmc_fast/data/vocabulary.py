@@ -8,7 +8,8 @@ columns with a missing value are often stored as floats.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -54,7 +55,7 @@ class Vocabulary:
         """The vocabulary of the distinct values [N], in ascending order (strings by code point)."""
         array = _as_array(values)
         if array.dtype.kind in "iu":
-            return cls(_distinct_integers(_as_ids(array)))
+            return cls(distinct_integers(_as_ids(array)))
         distinct: set[Any] = set()
         for block in blocks(len(array)):
             distinct.update(_as_ids(array[block]).tolist())
@@ -124,7 +125,7 @@ def _row_table(ids: np.ndarray) -> tuple[int, np.ndarray | None]:
     return first, table
 
 
-def _distinct_integers(values: np.ndarray) -> np.ndarray:
+def distinct_integers(values: np.ndarray) -> np.ndarray:
     """Sorted distinct values [n] of int64 [N]; by marking instead of sorting where their range allows."""
     if len(values) and int(values.max()) - int(values.min()) < 4 * len(values) + 1024:
         lowest = values.min()
@@ -205,6 +206,35 @@ def _to_text(value: Any) -> str | None:
     return None if number is None else str(number)
 
 
+def ids_to_arrays(vocabulary: Vocabulary) -> dict[str, np.ndarray]:
+    """Raw ids in row order as numbers: `ids` int64 [n], or strings as `utf8` uint8 and `offsets` int64 [n + 1]."""
+    if vocabulary.kind == "int":
+        return {"ids": np.ascontiguousarray(vocabulary.ids, dtype=np.int64)}
+    encoded = [str(value).encode("utf-8", "surrogatepass") for value in vocabulary.ids]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {"utf8": np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8), "offsets": offsets}
+
+
+def ids_from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Vocabulary:
+    """Inverse of `ids_to_arrays` for arrays whose keys are `name`, a dot and what they are called there.
+
+    Raises:
+        KeyError, ValueError, IndexError: arrays that `ids_to_arrays` does not make.
+    """
+    if f"{name}.ids" in arrays:
+        ids = arrays[f"{name}.ids"]
+        if ids.dtype != np.int64 or ids.ndim != 1:
+            raise ValueError(f"{name}.ids must be a vector of int64")
+        return Vocabulary(ids)
+    utf8, offsets = arrays[f"{name}.utf8"], arrays[f"{name}.offsets"]
+    if (utf8.dtype, utf8.ndim, offsets.dtype, offsets.ndim) != (np.uint8, 1, np.int64, 1):
+        raise ValueError(f"{name}.utf8 and {name}.offsets must be vectors of uint8 and int64")
+    data = utf8.tobytes()
+    if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{name}.offsets do not fit {name}.utf8")
+    return Vocabulary(_object_array([data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets.tolist())]))
+
+
 def plain_ids(column: pa.ChunkedArray, source: str, label: str) -> pa.ChunkedArray:
     """A column of ids as int64 or large_string, null where an id is missing, empty or a fractional number.
 
@@ -234,15 +264,20 @@ def plain_ids(column: pa.ChunkedArray, source: str, label: str) -> pa.ChunkedArr
 
 def id_array(column: pa.ChunkedArray) -> np.ndarray:
     """The ids of a column without nulls, int64 or large_string, as int64 or an object array of str."""
-    import pyarrow as pa
-
     # Through a dictionary: few distinct strings to inspect and to make Python objects of.
     encoded = column.combine_chunks().dictionary_encode()
     distinct = encoded.dictionary
+    ids: np.ndarray = integers_if_canonical(distinct).to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
+    return ids
+
+
+def integers_if_canonical(distinct: pa.Array) -> pa.Array:
+    """Ids as int64 where all are integers or are how integers are written, else as they are."""
+    import pyarrow as pa
+
     if not pa.types.is_integer(distinct.type):
         with contextlib.suppress(pa.ArrowInvalid):
             integers = distinct.cast(pa.int64())
             # Arrow also parses "007" and "0x1F": only what prints back as the same text is an integer here.
             distinct = integers if integers.cast(distinct.type).equals(distinct) else distinct
-    ids: np.ndarray = distinct.to_numpy(zero_copy_only=False)[encoded.indices.to_numpy()]
-    return ids
+    return distinct

@@ -1,0 +1,219 @@
+"""Ratings that `mfdmc prepare` has laid out on disk; `mfdmc_fast.data.store_files` has the format."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mfdmc_fast.data.blocks import BLOCK, blocks
+from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.ratings import Ratings, ReadReport
+from mfdmc_fast.data.store_files import check_file, dtype_of, read_column, read_manifest
+from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays
+from mfdmc_fast.errors import DataError
+
+# ratings dealt into batches at a time by default, as in the native engine
+_DEALT_AT_ONCE = 1 << 24
+
+
+class Store:
+    """A folder of ratings in (user, item) order, no pair twice.
+
+    Opening it reads the manifest and compares the sizes of the files. Checksums are compared where a file is read: of
+    ids and offsets at once, of ratings by `load`, `ratings` and `check`.
+
+    Args:
+        path: the folder that `mfdmc prepare` wrote.
+
+    Attributes:
+        path: the folder.
+        scale: lowest and highest rating, rating points.
+        report: what reading the sources dropped.
+
+    Raises:
+        DataError: no store, damaged, or of a newer format; the message names the file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._manifest = read_manifest(self.path)
+        self.scale: tuple[float, float] = self._manifest.rating_scale
+        self.report: ReadReport = self._manifest.report
+
+    def __len__(self) -> int:
+        return self._manifest.ratings
+
+    @property
+    def n_users(self) -> int:
+        """Users with ratings."""
+        return self._manifest.users
+
+    @property
+    def n_items(self) -> int:
+        """Items with ratings."""
+        return self._manifest.items
+
+    @cached_property
+    def users(self) -> Vocabulary:
+        """Raw user ids of the rows."""
+        return self._vocabulary("users", self.n_users)
+
+    @cached_property
+    def items(self) -> Vocabulary:
+        """Raw item ids of the rows."""
+        return self._vocabulary("items", self.n_items)
+
+    @cached_property
+    def user_offsets(self) -> npt.NDArray[np.int64]:
+        """[n_users + 1] user u has the ratings offsets[u] : offsets[u + 1]."""
+        offsets = self._checked("user_offsets.i64")
+        if offsets[0] != 0 or offsets[-1] != len(self) or (np.diff(offsets) < 1).any():
+            raise DataError("damaged: not ascending from 0 to the ratings", source=str(self.path / "user_offsets.i64"))
+        return offsets
+
+    @cached_property
+    def item_counts(self) -> npt.NDArray[np.int64]:
+        """[n_items] ratings of each item."""
+        return self._checked("item_counts.i64")
+
+    @property
+    def rating_values(self) -> npt.NDArray[np.float64] | None:
+        """The distinct ratings that bytes of `ratings.u8` number; None where the file holds ratings."""
+        values = self._manifest.rating_values
+        return None if values is None else np.array(values)
+
+    @property
+    def item_path(self) -> Path:
+        """The file of item rows [N] int32."""
+        return self.path / "items.i32"
+
+    @property
+    def rating_path(self) -> Path:
+        """The file of ratings [N]: float32, or uint8 positions in `rating_values`."""
+        return self.path / self._manifest.rating_file
+
+    def check(self) -> None:
+        """Compare the checksums of all files; DataError names the first that is damaged."""
+        for name in self._manifest.expected():
+            check_file(self.path / name, self._manifest.files[name])
+
+    def load(self) -> RatingsDataset:
+        """All ratings encoded in memory, in (user, item) order, without timestamps: 12 bytes a rating."""
+        return RatingsDataset(
+            np.repeat(np.arange(self.n_users, dtype=np.int32), np.diff(self.user_offsets)),
+            self._checked("items.i32"),
+            self._decoded(self._checked(self.rating_path.name), np.dtype(np.float32)),
+            self.users,
+            self.items,
+        )
+
+    def ratings(self) -> Ratings:
+        """All ratings in memory with raw ids, in the order of the store, with timestamps where there are any."""
+        times = self._manifest.timestamps
+        users, items = self.pairs()
+        return Ratings(
+            users,
+            items,
+            self._decoded(self._checked(self.rating_path.name), np.dtype(np.float64)),
+            None if times is None else self._checked(f"timestamps.{times}"),
+            source=str(self.path),
+            report=self.report,
+            distinct=True,
+        )
+
+    def pairs(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Raw user and item ids [N] of all ratings, in memory."""
+        return np.repeat(self.users.ids, np.diff(self.user_offsets)), self.items.ids[self._checked("items.i32")]
+
+    def ratings_between(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Ratings [start, stop) of the store, rating points."""
+        return self._decoded(read_column(self.rating_path, start, stop - start), np.dtype(np.float32))
+
+    def _decoded(self, stored: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        values = self.rating_values
+        if values is None:
+            return stored.astype(dtype, copy=False)
+        table = values.astype(dtype)
+        if len(stored) and stored.max() >= len(table):
+            raise DataError("damaged: a code stands for no rating", source=str(self.rating_path))
+        return table[stored]
+
+    def _vocabulary(self, side: str, n: int) -> Vocabulary:
+        names = [name for name in self._manifest.expected() if name.startswith(f"{side}.") and name.count(".") == 2]
+        try:
+            vocabulary = ids_from_arrays({name.rpartition(".")[0]: self._checked(name) for name in names}, side)
+        except (ValueError, KeyError, IndexError) as error:
+            raise DataError(f"damaged ids ({error})", source=str(self.path / names[0])) from error
+        if len(vocabulary) != n:
+            raise DataError(f"{len(vocabulary)} ids instead of {n}", source=str(self.path / names[0]))
+        return vocabulary
+
+    def _checked(self, name: str) -> npt.NDArray[Any]:
+        """A whole column, its checksum compared."""
+        check_file(self.path / name, self._manifest.files[name])
+        return read_column(self.path / name, 0, self._manifest.files[name].bytes // dtype_of(name).itemsize)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedRatings:
+    """The ratings of a store as training reads them: piece by piece from the files, again in every epoch.
+
+    Has what training asks of a `RatingsDataset` but the columns in memory.
+
+    Attributes:
+        store: where they are.
+        dealt_at_once: ratings copied into batches at a time, 12 bytes each; fewer mean more passes over the files.
+    """
+
+    store: Store
+    dealt_at_once: int = _DEALT_AT_ONCE
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def users(self) -> Vocabulary:
+        """Raw user ids of the rows."""
+        return self.store.users
+
+    @property
+    def items(self) -> Vocabulary:
+        """Raw item ids of the rows."""
+        return self.store.items
+
+    @property
+    def user_offsets(self) -> npt.NDArray[np.int64]:
+        """[n_users + 1] user u has the ratings offsets[u] : offsets[u + 1]."""
+        return self.store.user_offsets
+
+    @property
+    def item_idx(self) -> npt.NDArray[np.int32]:
+        """[N] rows of `items`, mapped: they come from the file when they are looked at."""
+        return np.memmap(self.store.item_path, dtype_of(self.store.item_path.name), "c", shape=(len(self),))
+
+    @property
+    def counts(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Ratings of every user and of every item."""
+        return {"user": np.diff(self.user_offsets), "item": self.store.item_counts}
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Lowest and highest rating, rating points in single precision."""
+        low, high = np.float32(self.store.scale).tolist()
+        return low, high
+
+    @property
+    def mean(self) -> float:
+        """Mean rating, the bits of `RatingsDataset.mean`."""
+        parts = (self.store.ratings_between(b.start, b.stop) for b in blocks(len(self), BLOCK))
+        return sum(float(part.sum(dtype=np.float64)) for part in parts) / len(self)
+
+    def sorted(self) -> StreamedRatings:
+        """Itself."""
+        return self
