@@ -199,28 +199,22 @@ class PyTrainer {
   PyTrainer(Indices user_offsets /* [n_users + 1] */, Rows items /* [N] */, Floats ratings /* [N] */,
             std::int64_t n_items, std::int64_t n_batches, std::uint64_t seed, std::int64_t dealt_at_once, int n_threads,
             const std::optional<std::string>& kernels)
-      : user_offsets_(std::move(user_offsets)),
-        items_(std::move(items)),
-        ratings_(std::move(ratings)),
-        kernels_(kernels_named(kernels)),
-        n_threads_(n_threads) {
-    const py::ssize_t n = items_.size();
-    check_shape("user_offsets", user_offsets_, {user_offsets_.size()});
-    check_shape("items", items_, {n});
-    check_shape("ratings", ratings_, {n});
-    const std::int64_t* offsets = user_offsets_.data();
-    const std::int64_t n_users = user_offsets_.size() - 1;
-    if (n_users < 1 || offsets[0] != 0 || offsets[n_users] != n || !std::is_sorted(offsets, offsets + n_users + 1))
-      throw py::value_error("user_offsets must ascend from 0 to the number of ratings");
+      : PyTrainer(std::move(user_offsets), n_items, n_batches, n_threads, kernels) {
+    items_ = std::move(items);
+    ratings_ = std::move(ratings);
+    check_shape("items", items_, {n_});
+    check_shape("ratings", ratings_, {n_});
     check_indices("items", items_, n_items);
-    if (n < 1 || n_batches < 1 || n_batches > 65536 || n_threads < 1)
-      throw py::value_error("there must be ratings, 1 to 65,536 batches and at least one thread");
-    if (n / n_batches >= std::numeric_limits<std::int32_t>::max()) throw py::value_error("batches are too large");
-    n_batches_ = n_batches;
-    n_users_ = n_users;
-    n_items_ = n_items;
-    trainer_ = std::make_unique<Trainer>(RatingStore{offsets, items_.data(), ratings_.data(), n_users, n_items},
-                                         n_batches, seed, dealt_at_once, kernels_);
+    begin({user_offsets_.data(), items_.data(), ratings_.data(), n_users_, n_items_}, seed, dealt_at_once);
+  }
+
+  // Items and ratings are read from files; see RatingFiles.
+  PyTrainer(Indices user_offsets /* [n_users + 1] */, const std::string& items, const std::string& ratings,
+            std::vector<float> rating_values, std::int64_t n_items, std::int64_t n_batches, std::uint64_t seed,
+            std::int64_t dealt_at_once, int n_threads, const std::optional<std::string>& kernels)
+      : PyTrainer(std::move(user_offsets), n_items, n_batches, n_threads, kernels) {
+    files_ = std::make_unique<RatingFiles>(items, ratings, std::move(rating_values), n_, n_items);
+    begin({user_offsets_.data(), nullptr, nullptr, n_users_, n_items_, files_.get()}, seed, dealt_at_once);
   }
 
   void start_epoch(std::uint64_t epoch) {
@@ -264,12 +258,35 @@ class PyTrainer {
   }
 
  private:
+  PyTrainer(Indices user_offsets, std::int64_t n_items, std::int64_t n_batches, int n_threads,
+            const std::optional<std::string>& kernels)
+      : user_offsets_(std::move(user_offsets)),
+        kernels_(kernels_named(kernels)),
+        n_threads_(n_threads),
+        n_batches_(n_batches),
+        n_users_(user_offsets_.size() - 1),
+        n_items_(n_items) {
+    check_shape("user_offsets", user_offsets_, {user_offsets_.size()});
+    const std::int64_t* offsets = user_offsets_.data();
+    if (n_users_ < 1 || offsets[0] != 0 || !std::is_sorted(offsets, offsets + n_users_ + 1))
+      throw py::value_error("user_offsets must ascend from 0 to the number of ratings");
+    n_ = offsets[n_users_];
+    if (n_ < 1 || n_batches < 1 || n_batches > 65536 || n_threads < 1)
+      throw py::value_error("there must be ratings, 1 to 65,536 batches and at least one thread");
+    if (n_ / n_batches >= std::numeric_limits<std::int32_t>::max()) throw py::value_error("batches are too large");
+  }
+
+  void begin(const RatingStore& store, std::uint64_t seed, std::int64_t dealt_at_once) {
+    trainer_ = std::make_unique<Trainer>(store, n_batches_, seed, dealt_at_once, kernels_);
+  }
+
   Indices user_offsets_;
   Rows items_;
   Floats ratings_;
+  std::unique_ptr<RatingFiles> files_;
   const Kernels& kernels_;
   int n_threads_;
-  std::int64_t n_batches_ = 0, n_users_ = 0, n_items_ = 0;
+  std::int64_t n_ = 0, n_batches_, n_users_, n_items_;
   bool started_ = false;
   std::vector<double> sums_;
   std::unique_ptr<Trainer> trainer_;
@@ -389,11 +406,17 @@ void define_training(py::module_& module) {
            py::arg("optimizer"), py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
            py::arg("center_step").noconvert(), py::arg("inverse_root").noconvert(), py::arg("beta1"),
            py::arg("beta2"), py::arg("epsilon"));
+  py::register_exception<RatingFileError>(module, "RatingFileError", PyExc_OSError);
   py::class_<PyTrainer>(module, "Trainer")
       .def(py::init<Indices, Rows, Floats, std::int64_t, std::int64_t, std::uint64_t, std::int64_t, int,
                     const std::optional<std::string>&>(),
            py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items").noconvert(),
            py::arg("ratings").noconvert(), py::arg("n_items"), py::arg("n_batches"), py::arg("seed"),
+           py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"))
+      .def(py::init<Indices, const std::string&, const std::string&, std::vector<float>, std::int64_t, std::int64_t,
+                    std::uint64_t, std::int64_t, int, const std::optional<std::string>&>(),
+           py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items"), py::arg("ratings"),
+           py::arg("rating_values"), py::arg("n_items"), py::arg("n_batches"), py::arg("seed"),
            py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"))
       .def("start_epoch", &PyTrainer::start_epoch, py::arg("epoch"))
       .def("run", &PyTrainer::run, py::kw_only(), py::arg("first"), py::arg("last"), py::arg("user"), py::arg("item"),

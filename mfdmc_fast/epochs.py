@@ -16,7 +16,9 @@ import numpy as np
 import torch
 
 from mfdmc_fast.data.batches import BatchIterator
-from mfdmc_fast.errors import TrainingDiverged
+from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.store import StreamedRatings
+from mfdmc_fast.errors import ConfigError, TrainingDiverged
 from mfdmc_fast.model import SIDES, RatingModel, SideName
 from mfdmc_fast.ops import native
 from mfdmc_fast.ops.types import LossTerms
@@ -56,9 +58,18 @@ class Epochs(Protocol):
 
 
 def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epochs:
-    """The native engine for the `cpu` backend where it takes the data, torch for everything else."""
+    """The native engine for the `cpu` backend where it takes the data, torch for everything else.
+
+    Raises:
+        ConfigError: streamed ratings, which torch does not take.
+    """
     if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES:
         return NativeEpochs(model, batches)
+    if isinstance(batches.dataset, StreamedRatings):
+        raise ConfigError(
+            f"ratings stream from a store with the backend cpu and at most {native.MAX_BATCHES:,} batches an epoch, not"
+            f" with {backend} and {batches.n_batches:,}; choose that backend, other batches, or more memory"
+        )
     return TorchEpochs(model, batches)
 
 
@@ -106,8 +117,7 @@ class NativeEpochs:
         self.optimizer: OptimizerState = _NativeState(model)
         self._trainer = native.Trainer(
             user_offsets=batches.dataset.user_offsets,
-            items=batches.dataset.item_idx,
-            ratings=batches.dataset.ratings,
+            **_columns_of(batches.dataset),
             n_items=model.n_entities["item"],
             n_batches=batches.n_batches,
             seed=batches.seed,
@@ -179,6 +189,19 @@ class _NativeState:
             self.state[table]["next_step"] = torch.zeros(len(table), dtype=torch.int32)
 
 
+def _columns_of(ratings: RatingsDataset | StreamedRatings) -> dict[str, Any]:
+    """Items and ratings as the native engine takes them: arrays, or files and how it goes through them."""
+    if isinstance(ratings, RatingsDataset):
+        return {"items": ratings.item_idx, "ratings": ratings.ratings}
+    store = ratings.store
+    return {
+        "items": str(store.item_path),
+        "ratings": str(store.rating_path),
+        "rating_values": store.rating_values,
+        "dealt_at_once": ratings.dealt_at_once,
+    }
+
+
 @contextmanager
 def _threads_for(model: RatingModel) -> Iterator[None]:
     """One torch thread for models whose steps are too short to share out; restores the setting of the process.
@@ -204,5 +227,5 @@ def _diverged(
 ) -> TrainingDiverged:
     return TrainingDiverged(
         f"the loss became {loss} in epoch {epoch}, batch {batch} of {batches.n_batches}: "
-        + likely_cause(batches.dataset.ratings, optimizer)
+        + likely_cause(batches.dataset.scale, optimizer)
     )

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mfdmc_fast.errors import ConfigError
@@ -74,9 +73,14 @@ def make_optimizer(model: RatingModel) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameter_groups(), betas=ADAM_BETAS, eps=ADAM_EPSILON, fused=True)
 
 
-def likely_cause(ratings: npt.NDArray[np.float32], optimizer: OptimizerState) -> str:
-    """Why a loss has probably become NaN or infinite, and what to try."""
-    largest_rating = float(np.abs(ratings).max())
+def likely_cause(scale: tuple[float, float], optimizer: OptimizerState) -> str:
+    """Why a loss has probably become NaN or infinite, and what to try.
+
+    Args:
+        scale: lowest and highest rating, NaN where one is NaN.
+        optimizer: of the run.
+    """
+    largest_rating = float(np.abs(scale).max())
     if math.isnan(largest_rating):
         return "ratings hold NaN; remove them"
     if largest_rating > 1e4:

@@ -14,11 +14,11 @@ import torch
 from mfdmc_fast import metrics
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2, with_rates
 from mfdmc_fast.data.batches import BatchIterator, default_batch_size
-from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.store import StreamedRatings
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import SIDES, Predictor, RatingModel
+from mfdmc_fast.model import Predictor, RatingModel
 from mfdmc_fast.optim import likely_cause, rate_factor
 from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
 from mfdmc_fast.scoring import predict_rows
@@ -111,7 +111,7 @@ class Callback:
 
 def fit(
     model: RatingModel,
-    train: RatingsDataset,
+    train: RatingsDataset | StreamedRatings,
     validation: RatingsDataset | None = None,
     callbacks: Sequence[Callback] = (),
     scale: tuple[float, float] | None = None,
@@ -121,7 +121,8 @@ def fit(
     Args:
         model: its rows are those of the dataset's vocabularies.
         train: encoded ratings without unknown ids. Unless they are in (user, item) order, `RatingsDataset.sorted`
-            copies them, and memory for both is needed unless the caller lets go of it.
+            copies them, and memory for both is needed unless the caller lets go of it. Streamed ones stay in their
+            files; the result is the same, bit by bit.
         validation: watched each epoch, never trained on; unknown ids get the documented fallback.
         callbacks: called in order.
         scale: lowest and highest rating, to which predictions are clipped for validation; None: those of `train`.
@@ -163,7 +164,7 @@ def evaluate_dataset(model: RatingModel, dataset: RatingsDataset, scale: tuple[f
 
 def _train(
     model: RatingModel,
-    train: RatingsDataset,
+    train: RatingsDataset | StreamedRatings,
     validation: RatingsDataset | None,
     callbacks: Sequence[Callback],
     scale: tuple[float, float] | None,
@@ -172,8 +173,7 @@ def _train(
     # a teacher's pairs are several times the ratings, and a student that is free of noise gains from more steps
     taught = isinstance(config, MFDMCConfig) and config.teacher is not None
     batch_size = config.batch_size or default_batch_size(len(train), 40 if taught else 10)
-    rows = {"user": train.user_idx, "item": train.item_idx}
-    counts = {side: count_rows(rows[side], model.n_entities[side]) for side in SIDES}
+    counts = train.counts
     model.set_l2_scales(counts)
     batches = BatchIterator(train, batch_size, config.seed, config.device)
     scale = scale or train.scale
@@ -193,7 +193,7 @@ def _train(
             # the loss was finite in every batch, so it was the last step
             raise TrainingDiverged(
                 f"parameters became NaN or infinite in the last step of epoch {epoch}: "
-                + likely_cause(train.ratings, epochs.optimizer)
+                + likely_cause(train.scale, epochs.optimizer)
             )
         if pruning is not None:
             history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained)

@@ -7,6 +7,13 @@
 #include "cpu/split_mix.hpp"
 
 namespace mfdmc {
+namespace {
+
+// what a member of the team reads at a time, so that it stays in the second-level cache
+constexpr std::int64_t kRatingsPerRead = 1 << 16;
+
+}  // namespace
+
 void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const float* ratings, std::int64_t n,
                      std::int64_t n_users, std::int64_t n_items, int n_pieces, GroupedBatch& out) {
   users_ = users;
@@ -103,16 +110,57 @@ void Dealer::deal(std::int64_t b, Team& team) {
   items_.resize(n_runs_ * together_);
   ratings_.resize(n_runs_ * together_);
   const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch_);
-  const std::int64_t block = n_batches_ <= kShortRun ? kShortRunsTogether : 1024;  // runs
-  const std::int64_t per_member = std::max(kShortRunsTogether * kShortRun, 3 * n_batches_);
-  std::vector<std::int32_t> scratch(team.size() * per_member);
+  const std::int64_t unit = n_batches_ <= kShortRun ? kShortRunsTogether : 1;
+  std::int64_t block = unit > 1 ? unit : 1024;  // runs
+  if (store_.files) block = std::max<std::int64_t>(kRatingsPerRead / (n_batches_ * unit), 1) * unit;
+  std::vector<Scratch> scratch(team.size());
+  for (Scratch& own : scratch) {
+    own.numbers.resize(std::max(kShortRunsTogether * kShortRun, 3 * n_batches_));
+    if (store_.files) own.piece.reserve(block * n_batches_);  // here, as a task must not throw
+  }
+  std::atomic<const char*> fault{nullptr};
   team.run((n_runs_ + block - 1) / block, [&, this](std::int64_t index, int member) {
-    std::int32_t* const own = scratch.data() + member * per_member;
-    const std::int64_t first = index * block, whole = store_.size() / n_batches_;
-    if (n_batches_ > kShortRun) return deal_runs(stream, first, std::min(n_runs_, first + block), own);
-    deal_short_runs(stream, first, std::min(whole, first + block), own);
-    if (whole < first + block && whole < n_runs_) deal_runs(stream, whole, n_runs_, own);
+    const std::int64_t first = index * block;
+    deal_block(stream, first, std::min(n_runs_, first + block), scratch[member], fault);
   });
+  if (fault) {
+    first_ = last_ = 0;
+    store_.files->fail(fault);
+  }
+}
+
+void Dealer::deal_block(std::uint64_t stream, std::int64_t first, std::int64_t last, Scratch& scratch,
+                        std::atomic<const char*>& fault) {
+  std::int32_t* const numbers = scratch.numbers.data();
+  const std::int64_t start = first * n_batches_, n = std::min(last * n_batches_, store_.size()) - start;
+  if (!store_.files) {
+    const float* const ratings = store_.ratings + start;
+    return deal_loaded(stream, first, last,
+                       Loaded{store_.items + start, [ratings](std::int64_t k) { return ratings[k]; }, start}, numbers);
+  }
+  if (fault) return;
+  RatingFiles::Piece& piece = scratch.piece;
+  if (const char* what = store_.files->read(start, n, piece)) {
+    fault = what;
+    return;
+  }
+  const float *const values = store_.files->values(), *const ratings = piece.ratings.data();
+  const std::uint8_t* const codes = piece.codes.data();
+  const std::int32_t* const items = piece.items.data();
+  if (store_.files->coded())
+    deal_loaded(stream, first, last, Loaded{items, [=](std::int64_t k) { return values[codes[k]]; }, start}, numbers);
+  else
+    deal_loaded(stream, first, last, Loaded{items, [=](std::int64_t k) { return ratings[k]; }, start}, numbers);
+}
+
+template <typename RatingAt>
+void Dealer::deal_loaded(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
+                         std::int32_t* scratch) {
+  if (n_batches_ > kShortRun) return deal_runs(stream, first, last, from, scratch);
+  const std::int64_t whole = std::min(last, store_.size() / n_batches_);
+  for (; first < whole; first += kShortRunsTogether)
+    deal_short_runs(stream, first, std::min(whole, first + kShortRunsTogether), from, scratch);
+  if (whole < last) deal_runs(stream, whole, last, from, scratch);
 }
 
 std::int64_t Dealer::user_at(std::int64_t rating) const {
@@ -120,7 +168,9 @@ std::int64_t Dealer::user_at(std::int64_t rating) const {
          1;
 }
 
-void Dealer::deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* scratch) {
+template <typename RatingAt>
+void Dealer::deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
+                       std::int32_t* scratch) {
   // as local variables, which the compiler need not read again after every rating
   std::int32_t *const users = users_.data(), *const items = items_.data();
   float* const ratings = ratings_.data();
@@ -153,13 +203,15 @@ void Dealer::deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t la
         continue;
       }
       users[to] = user_of[k];
-      items[to] = store.items[start + k];
-      ratings[to] = store.ratings[start + k];
+      items[to] = from.items[start - from.start + k];
+      ratings[to] = from.rating_at(start - from.start + k);
     }
   }
 }
 
-void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* user_of) {
+template <typename RatingAt>
+void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
+                             std::int32_t* user_of) {
   if (first >= last) return;
   const std::int64_t n_batches = n_batches_, start = first * n_batches, end = last * n_batches;
   std::int64_t user = user_at(start);
@@ -169,8 +221,8 @@ void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int6
   }
   std::uint64_t permutations[kShortRunsTogether];
   kernels_.short_permutations(stream, n_batches, first, last - first, permutations);
-  const std::int32_t* const store_items = store_.items + start;
-  const float* const store_ratings = store_.ratings + start;
+  const std::int32_t* const store_items = from.items + (start - from.start);
+  const auto rating_at = [&from, skipped = start - from.start](std::int64_t k) { return from.rating_at(skipped + k); };
   for (std::int64_t b = first_; b < last_; ++b) {
     const std::int64_t to = (b - first_) * n_runs_ + first;
     std::int32_t *const users = users_.data() + to, *const items = items_.data() + to;
@@ -179,7 +231,7 @@ void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int6
       const std::int64_t k = run * n_batches + static_cast<std::int64_t>(permutations[run] >> (4 * b) & 15);
       users[run] = user_of[k];
       items[run] = store_items[k];
-      ratings[run] = store_ratings[k];
+      ratings[run] = rating_at(k);
     }
   }
 }

@@ -1,10 +1,12 @@
 // Batches: dealt from a rating store by run (as mfdmc_fast/data/batches.py says), or made of given index pairs.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
 #include "cpu/fused_kernels.hpp"
+#include "cpu/rating_files.hpp"
 #include "cpu/team.hpp"
 
 namespace mfdmc {
@@ -28,6 +30,7 @@ struct RatingStore {
   const std::int32_t* items;         // [N]
   const float* ratings;              // [N]
   std::int64_t n_users, n_items;
+  const RatingFiles* files = nullptr;  // where set, items and ratings are there and not in memory
   std::int64_t size() const { return user_offsets[n_users]; }
 };
 
@@ -72,17 +75,43 @@ class Dealer {
     first_ = last_ = 0;
   }
   bool holds(std::int64_t b) const { return first_ <= b && b < last_; }
-  // Deals batch b and as many after it as are worth their memory, in place of those that were dealt before.
+  // Deals batch b and as many after it as are worth their memory, in place of those that were dealt before. Raises
+  // RatingFileError where ratings cannot be read.
   void deal(std::int64_t b, Team& team);
   // Begins the grouping of a batch that is dealt.
   void begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const;
 
  private:
+  // Ratings from number `start` on, in memory.
+  template <typename RatingAt>
+  struct Loaded {
+    const std::int32_t* items;
+    RatingAt rating_at;  // of a position after `start`
+    std::int64_t start;
+    Loaded(const std::int32_t* items_, RatingAt rating_at_, std::int64_t start_)
+        : items(items_), rating_at(rating_at_), start(start_) {}
+  };
+
+  // What a member of the team works with.
+  struct Scratch {
+    std::vector<std::int32_t> numbers;
+    RatingFiles::Piece piece;
+  };
+
+  void deal_block(std::uint64_t stream, std::int64_t first, std::int64_t last, Scratch& scratch,
+                  std::atomic<const char*>& fault);
+  template <typename RatingAt>
+  void deal_loaded(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
+                   std::int32_t* scratch);
   // Runs [first, last); `scratch` is [3, n_batches].
-  void deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* scratch);
+  template <typename RatingAt>
+  void deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
+                 std::int32_t* scratch);
   // The same for whole runs, at most kShortRunsTogether of at most kShortRun ratings; `user_of` is [runs, n_batches].
   // Batch by batch, so that the processor sees few places of memory grow at a time.
-  void deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, std::int32_t* user_of);
+  template <typename RatingAt>
+  void deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
+                       std::int32_t* user_of);
   std::int64_t user_at(std::int64_t rating) const;
 
   RatingStore store_;

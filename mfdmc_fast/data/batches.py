@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.store import StreamedRatings
 from mfdmc_fast.errors import ConfigError, DataError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -44,7 +45,8 @@ class BatchIterator:
         n_batches: batches of an epoch.
 
     Args:
-        dataset: encoded ratings without unknown ids; sorted ones are not copied.
+        dataset: encoded ratings without unknown ids; sorted ones are not copied. Streamed ones are for the native
+            engine, which deals for itself.
         batch_size: upper bound of ratings per batch, or None for `default_batch_size`.
         seed: 0 or more.
         device: where the batches go.
@@ -53,12 +55,14 @@ class BatchIterator:
         DataError: no ratings, or ids that are not in the vocabularies.
     """
 
-    def __init__(self, dataset: RatingsDataset, batch_size: int | None, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, dataset: RatingsDataset | StreamedRatings, batch_size: int | None, seed: int, device: str = "cpu"
+    ) -> None:
         if len(dataset) == 0:
             raise DataError("there are no ratings to train on")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}: must be 1 or more")
-        self.dataset = dataset.sorted()
+        self.dataset: RatingsDataset | StreamedRatings = dataset.sorted()
         self.seed = seed
         self.device = device
         self.batch_size = batch_size or default_batch_size(len(dataset))
@@ -66,16 +70,18 @@ class BatchIterator:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Batches of one epoch; `number` and the seed fix their content and order."""
-        n_ratings = len(self.dataset)
+        dataset = self.dataset
+        assert isinstance(dataset, RatingsDataset)
+        n_ratings = len(dataset)
         dealt = deal(n_ratings, self.n_batches, self.seed, number)
         starts = np.arange(len(dealt)) * self.n_batches
         for batch in range(self.n_batches):
             positions = starts + dealt[:, batch]
             rows = positions[positions < n_ratings]
             yield Batch(
-                torch.from_numpy(self.dataset.user_idx[rows]).to(self.device, torch.int64),
-                torch.from_numpy(self.dataset.item_idx[rows]).to(self.device, torch.int64),
-                torch.from_numpy(self.dataset.ratings[rows]).to(self.device),
+                torch.from_numpy(dataset.user_idx[rows]).to(self.device, torch.int64),
+                torch.from_numpy(dataset.item_idx[rows]).to(self.device, torch.int64),
+                torch.from_numpy(dataset.ratings[rows]).to(self.device),
             )
 
 

@@ -149,9 +149,7 @@ def ratings_from_table(
     Raises:
         DataError: a bad row or a repeated pair under the policy "error", a column of an unsuitable type, no ratings.
     """
-    rows = screened(
-        table, roles, timestamp_required=timestamp_required, rating_scale=rating_scale, policies=policies
-    )
+    rows = screened(table, roles, timestamp_required=timestamp_required, rating_scale=rating_scale, policies=policies)
     check_rows_left(rows.report, table.source)
     result = Ratings(
         users=id_array(rows.user_ids),

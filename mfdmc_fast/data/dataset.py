@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -65,9 +65,7 @@ class RatingsDataset:
     @classmethod
     def encode(cls, ratings: Ratings, users: Vocabulary, items: Vocabulary) -> RatingsDataset:
         """Encode with given vocabularies; unknown ids become -1."""
-        check_single_precision(
-            max(ratings.ratings.max(initial=0.0), -ratings.ratings.min(initial=0.0)), ratings.source
-        )
+        check_single_precision(max(ratings.ratings.max(initial=0.0), -ratings.ratings.min(initial=0.0)), ratings.source)
         return cls(
             _encoded(ratings.users, users),
             _encoded(ratings.items, items),
@@ -98,10 +96,12 @@ class RatingsDataset:
         return np.concatenate([[0], np.cumsum(count_rows(self.user_idx, len(self.users)))])
 
     @property
-    def counts(self) -> dict[str, npt.NDArray[np.int64]]:
+    def counts(self) -> dict[Literal["user", "item"], npt.NDArray[np.int64]]:
         """Ratings of every user and of every item, where all are known."""
-        rows = {"user": (self.user_idx, len(self.users)), "item": (self.item_idx, len(self.items))}
-        return {side: count_rows(idx, n) for side, (idx, n) in rows.items()}
+        return {
+            "user": count_rows(self.user_idx, len(self.users)),
+            "item": count_rows(self.item_idx, len(self.items)),
+        }
 
     @property
     def mean(self) -> float:

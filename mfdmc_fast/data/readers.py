@@ -19,6 +19,7 @@ import numpy as np
 
 from mfdmc_fast.data.columns import Role, SourceTable, pairs_from_table, ratings_from_table
 from mfdmc_fast.data.ratings import OnBadRow, OnRepeat, Ratings, ReadReport, recheck
+from mfdmc_fast.data.store import Store, store_at
 from mfdmc_fast.data.text import HasNames, parse_text
 from mfdmc_fast.errors import ConfigError, DataError
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Column = str | int
+FileKind = Literal["text", "gzip", "zstd", "Parquet", "Arrow"]
 
 # Compared in lower case and without blanks, "_" and "-".
 _ALIASES: dict[Role, tuple[str, ...]] = {
@@ -53,7 +55,8 @@ def read_ratings(
     """Read explicit ratings; `mfdmc_fast.data.ratings` has the rules for ids and bad rows.
 
     Args:
-        source: a path to delimited text, Parquet or Arrow IPC/Feather, each also gzipped; an object with
+        source: a path to delimited text, Parquet or Arrow IPC/Feather, each also packed by gzip or zstd; a store or the
+            path of one (`mfdmc_fast.data.prepare`), whose ratings come in (user, item) order; an object with
             `__arrow_c_stream__` (pyarrow, pandas, polars); three arrays (users, items, ratings), or four with
             timestamps; an array [N, 3] or [N, 4]; a scipy sparse matrix, whose row and column numbers are the ids and
             whose stored entries, zeros included, are the ratings; or `Ratings`, to which the last three options apply.
@@ -85,6 +88,10 @@ def read_ratings(
     policies = ReadReport(on_bad_row=on_bad_row, on_repeat=on_repeat)
     if isinstance(source, Ratings):
         return recheck(source, policies, rating_scale)
+    store = store_at(source)
+    if store is not None:
+        _refuse_for_store(store, [*requested.values(), *kept, delimiter, header])
+        return recheck(store.ratings(), policies, rating_scale)
     if isinstance(source, str | os.PathLike):
         table = load_path(Path(source), delimiter, ratings_header(header, requested, kept), min_fields=3)
     else:
@@ -126,6 +133,10 @@ def read_pairs(
         DataError: the source cannot be read, lacks a column, has a bad row, or has no rows.
     """
     check_options([user, item], delimiter, header, None)
+    store = store_at(source)
+    if store is not None:
+        _refuse_for_store(store, [user, item, delimiter, header])
+        return store.pairs()
     has_names = _header_test(header, [user, item], lambda fields: {"user", "item"} <= set(usual_roles(fields)))
     table = load_path(Path(source), delimiter, has_names, min_fields=2)
     roles = column_roles(table, {"user": user, "item": item}, ("user", "item"))
@@ -135,7 +146,18 @@ def read_pairs(
     return users, items
 
 
-def ratings_header(header: bool | None, requested: Mapping[Role, Column | None], kept: Sequence[Column] = ()) -> HasNames:
+def _refuse_for_store(store: Store, options: list[Any]) -> None:
+    """ConfigError where columns or the form of a text are named for a store, which has neither."""
+    if any(option is not None for option in options):
+        raise ConfigError(
+            f"{store.path}: a store has user, item, rating and perhaps timestamp and no other columns; name columns,"
+            " delimiter and header when it is prepared"
+        )
+
+
+def ratings_header(
+    header: bool | None, requested: Mapping[Role, Column | None], kept: Sequence[Column] = ()
+) -> HasNames:
     """Tells from the fields of a first line whether they are names, with the options of `read_ratings`."""
     specs = [requested[role] for role in ("user", "item", "rating")]
     checked = [spec if isinstance(spec, int) else at for at, spec in enumerate(specs)]
@@ -275,18 +297,17 @@ def load_path(path: Path, delimiter: str | None, has_names: HasNames, min_fields
     return parse_text(data, str(path), delimiter, has_names, min_fields)
 
 
-def file_kind(path: Path, start: bytes) -> str:
+def file_kind(path: Path, start: bytes) -> FileKind:
     """What a file holds: "gzip", "zstd", "Parquet", "Arrow" or else "text", by its first bytes, at least 4, or its name.
 
     Raises:
         DataError: a pickle.
     """
-    packed = {".gz": "gzip", ".zst": "zstd"}
     if start.startswith(b"\x1f\x8b"):
         return "gzip"
     if start.startswith(b"\x28\xb5\x2f\xfd"):
         return "zstd"
-    suffix = (path.with_suffix("") if path.suffix.lower() in packed else path).suffix.lower()
+    suffix = (path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path).suffix.lower()
     if suffix in (".pkl", ".pickle") or re.match(rb"\x80[\x02-\x05]", start):
         raise DataError("pickle files are not read; save the table as Parquet or text", source=str(path))
     if start.startswith(b"PAR1") or suffix == ".parquet":

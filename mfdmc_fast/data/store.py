@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mfdmc_fast.data.blocks import BLOCK, blocks
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.data.ratings import Ratings, ReadReport
-from mfdmc_fast.data.store_files import check_file, dtype_of, read_column, read_manifest
+from mfdmc_fast.data.store_files import check_file, dtype_of, read_checked, read_column, read_manifest
 from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays
 from mfdmc_fast.errors import DataError
 
@@ -139,10 +139,11 @@ class Store:
         values = self.rating_values
         if values is None:
             return stored.astype(dtype, copy=False)
-        table = values.astype(dtype)
+        table: npt.NDArray[Any] = values.astype(dtype)
         if len(stored) and stored.max() >= len(table):
             raise DataError("damaged: a code stands for no rating", source=str(self.rating_path))
-        return table[stored]
+        decoded: npt.NDArray[Any] = table[stored]
+        return decoded
 
     def _vocabulary(self, side: str, n: int) -> Vocabulary:
         names = [name for name in self._manifest.expected() if name.startswith(f"{side}.") and name.count(".") == 2]
@@ -156,8 +157,16 @@ class Store:
 
     def _checked(self, name: str) -> npt.NDArray[Any]:
         """A whole column, its checksum compared."""
-        check_file(self.path / name, self._manifest.files[name])
-        return read_column(self.path / name, 0, self._manifest.files[name].bytes // dtype_of(name).itemsize)
+        return read_checked(self.path / name, self._manifest.files[name])
+
+
+def store_at(source: Any) -> Store | None:
+    """The store that a source of ratings is: a `Store`, or the path of a folder; None for anything else."""
+    if isinstance(source, Store):
+        return source
+    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+        return Store(source)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,15 +207,15 @@ class StreamedRatings:
         return np.memmap(self.store.item_path, dtype_of(self.store.item_path.name), "c", shape=(len(self),))
 
     @property
-    def counts(self) -> dict[str, npt.NDArray[np.int64]]:
+    def counts(self) -> dict[Literal["user", "item"], npt.NDArray[np.int64]]:
         """Ratings of every user and of every item."""
         return {"user": np.diff(self.user_offsets), "item": self.store.item_counts}
 
     @property
     def scale(self) -> tuple[float, float]:
         """Lowest and highest rating, rating points in single precision."""
-        low, high = np.float32(self.store.scale).tolist()
-        return low, high
+        low, high = self.store.scale
+        return float(np.float32(low)), float(np.float32(high))
 
     @property
     def mean(self) -> float:

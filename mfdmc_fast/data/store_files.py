@@ -40,7 +40,13 @@ MANIFEST = "manifest.json"
 MOST_VALUES = 256  # distinct ratings that a byte can number
 _FORMAT = "mfdmc_fast ratings"
 _PIECE_BYTES = 1 << 20
-_ENDS = {"i64": np.dtype("<i8"), "i32": np.dtype("<i4"), "u8": np.dtype("u1"), "f32": np.dtype("<f4"), "f64": np.dtype("<f8")}
+_ENDS: dict[str, np.dtype[Any]] = {
+    "i64": np.dtype("<i8"),
+    "i32": np.dtype("<i4"),
+    "u8": np.dtype("u1"),
+    "f32": np.dtype("<f4"),
+    "f64": np.dtype("<f8"),
+}
 
 
 @dataclass(frozen=True)
@@ -95,10 +101,10 @@ class Manifest:
             raise ValueError("ratings must be finite")
         if self.timestamps not in (None, "i64", "f64"):
             raise ValueError(f"timestamps {self.timestamps!r}")
-        for name, count in self.expected().items():
+        for name, length in self.expected().items():
             size = self.files[name].bytes
             width = dtype_of(name).itemsize
-            if type(size) is not int or size < 0 or size % width or (count is not None and size != count * width):
+            if type(size) is not int or size < 0 or size % width or (length is not None and size != length * width):
                 raise ValueError(f"{name} cannot have {size!r} bytes")
 
     @property
@@ -115,12 +121,18 @@ class Manifest:
             self.rating_file: self.ratings,
         }
         for side, kind, count in (("users", self.user_ids, self.users), ("items", self.item_ids, self.items)):
-            names |= {f"{side}.ids.i64": count} if kind == "int" else {f"{side}.utf8.u8": None, f"{side}.offsets.i64": count + 1}
+            names |= (
+                {f"{side}.ids.i64": count}
+                if kind == "int"
+                else {f"{side}.utf8.u8": None, f"{side}.offsets.i64": count + 1}
+            )
         return names if self.timestamps is None else names | {f"timestamps.{self.timestamps}": self.ratings}
 
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps({"format": _FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}, indent=1, allow_nan=False)
+        return json.dumps(
+            {"format": _FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}, indent=1, allow_nan=False
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -135,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise KeyError
         version = values["format_version"]
     except OSError as error:
-        reason = "is a folder without a manifest, not a store that mfdmc prepare wrote"
+        reason = f"is a folder, but not a store that mfdmc prepare wrote: it has no {MANIFEST}"
         if not isinstance(error, FileNotFoundError):
             reason = f"cannot be read ({error.strerror})"
         raise DataError(reason, source=str(folder)) from error
@@ -196,6 +208,14 @@ def read_column(path: Path, start: int = 0, count: int = -1) -> npt.NDArray[Any]
     return values
 
 
+def read_checked(path: Path, entry: FileEntry) -> npt.NDArray[Any]:
+    """A whole column whose checksum is right; DataError where it is not."""
+    values = read_column(path, 0, entry.bytes // dtype_of(path.name).itemsize)
+    data: Any = values
+    _compare(path, hashlib.blake2b(data, digest_size=32).hexdigest(), entry)
+    return values
+
+
 def check_file(path: Path, entry: FileEntry) -> None:
     """Read a file once and compare its checksum; DataError where it differs."""
     found = hashlib.blake2b(digest_size=32)
@@ -205,7 +225,11 @@ def check_file(path: Path, entry: FileEntry) -> None:
                 found.update(piece)
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror})", source=str(path)) from error
-    if found.hexdigest() != entry.checksum:
+    _compare(path, found.hexdigest(), entry)
+
+
+def _compare(path: Path, checksum: str, entry: FileEntry) -> None:
+    if checksum != entry.checksum:
         raise DataError("damaged: its checksum is wrong; prepare the store again", source=str(path))
 
 
@@ -222,7 +246,8 @@ class ColumnWriter:
         if name not in self._files:
             self._files[name] = open(self._folder / name, "wb", buffering=0)  # noqa: SIM115 - closed by `finish`, `close`
             self._digests[name] = hashlib.blake2b(digest_size=32)
-        data = memoryview(np.ascontiguousarray(values, dtype=dtype_of(name))).cast("B")
+        column: Any = np.ascontiguousarray(values, dtype=dtype_of(name))
+        data = memoryview(column).cast("B")
         self._digests[name].update(data)
         while data:
             data = data[self._files[name].write(data) :]

@@ -227,12 +227,14 @@ def ids_from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Vocabulary:
             raise ValueError(f"{name}.ids must be a vector of int64")
         return Vocabulary(ids)
     utf8, offsets = arrays[f"{name}.utf8"], arrays[f"{name}.offsets"]
-    if (utf8.dtype, utf8.ndim, offsets.dtype, offsets.ndim) != (np.uint8, 1, np.int64, 1):
+    if utf8.dtype != np.uint8 or offsets.dtype != np.int64 or utf8.ndim != 1 or offsets.ndim != 1:
         raise ValueError(f"{name}.utf8 and {name}.offsets must be vectors of uint8 and int64")
     data = utf8.tobytes()
     if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
         raise ValueError(f"{name}.offsets do not fit {name}.utf8")
-    return Vocabulary(_object_array([data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets.tolist())]))
+    return Vocabulary(
+        _object_array([data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets.tolist())])
+    )
 
 
 def plain_ids(column: pa.ChunkedArray, source: str, label: str) -> pa.ChunkedArray:

@@ -290,8 +290,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
 
     def _new_model(self, config: Any, train: RatingsDataset) -> Any:
-        mean = float(train.ratings.mean(dtype=np.float64))
-        return self._model_class(len(train.users), len(train.items), config, mean)
+        return self._model_class(len(train.users), len(train.items), config, train.mean)
 
     def _train(
         self,

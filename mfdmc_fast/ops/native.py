@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast import environment
-from mfdmc_fast.errors import BackendUnavailable
+from mfdmc_fast.errors import BackendUnavailable, DataError
 from mfdmc_fast.ops.types import Combine, FactorTensors, FeatureBags, LossTerms, LossWeights, SideTensors
 
 # what the training kernels take: clusters of a side or numbers of an embedding; batches of an epoch
@@ -293,41 +294,55 @@ def _step_sizes(
 
 
 class Trainer:
-    """Training on ratings that stay in memory; see `csrc/cpu/trainer.hpp`.
+    """Training on ratings in memory or in files; see `csrc/cpu/trainer.hpp`.
 
     Args:
         user_offsets: [n_users + 1] int64; user u has the ratings user_offsets[u] : user_offsets[u + 1].
-        items: [N] int32 rows of items, ascending within a user; like `ratings` shared, not copied, where contiguous.
+        items: [N] int32 rows of items, ascending within a user; like `ratings` shared, not copied, where contiguous. Or
+            the path of a file of these; then `ratings` is one, too.
         ratings: [N] float32.
+        rating_values: [at most 256] where the file of ratings holds bytes: what they stand for.
         n_items: rows of the item side.
         n_batches: batches of an epoch, at most MAX_BATCHES.
         seed: batches are those of `mfdmc_fast.data.BatchIterator` with this seed.
         dealt_at_once: ratings copied into batches at a time, 12 bytes each; fewer cost time, as every time all are
             looked at. Results do not depend on it.
+
+    Raises:
+        DataError: a file cannot be read or is damaged.
     """
 
     def __init__(
         self,
         user_offsets: npt.NDArray[Any],
-        items: npt.NDArray[Any],
-        ratings: npt.NDArray[Any],
+        items: npt.NDArray[Any] | str,
+        ratings: npt.NDArray[Any] | str,
+        rating_values: npt.NDArray[Any] | None = None,
         *,
         n_items: int,
         n_batches: int,
         seed: int,
         dealt_at_once: int = 1 << 24,
     ) -> None:
-        self._trainer = _module().Trainer(
-            user_offsets=np.ascontiguousarray(user_offsets, dtype=np.int64),
-            items=np.ascontiguousarray(items, dtype=np.int32),
-            ratings=np.ascontiguousarray(ratings, dtype=np.float32),
-            n_items=n_items,
-            n_batches=n_batches,
-            seed=seed,
-            dealt_at_once=dealt_at_once,
-            n_threads=torch.get_num_threads(),
-            kernels=environment.cpu_kernels(),
-        )
+        if isinstance(items, str):
+            values = [] if rating_values is None else rating_values.tolist()
+            columns = {"items": items, "ratings": ratings, "rating_values": values}
+        else:
+            columns = {
+                "items": np.ascontiguousarray(items, dtype=np.int32),
+                "ratings": np.ascontiguousarray(ratings, dtype=np.float32),
+            }
+        with _data_errors():
+            self._trainer = _module().Trainer(
+                user_offsets=np.ascontiguousarray(user_offsets, dtype=np.int64),
+                **columns,
+                n_items=n_items,
+                n_batches=n_batches,
+                seed=seed,
+                dealt_at_once=dealt_at_once,
+                n_threads=torch.get_num_threads(),
+                kernels=environment.cpu_kernels(),
+            )
 
     def start_epoch(self, epoch: int) -> None:
         """Deal the ratings into the batches of an epoch."""
@@ -342,10 +357,20 @@ class Trainer:
             Sums of the loss terms over the ratings of the epoch so far, in the order of LossTerms; the number of the
             last batch, from 1; and whether its loss was not finite, then it made no step.
         """
-        sums, done, failed = self._trainer.run(
-            first=first, last=last, user=user, item=item, options=options, schedule=schedule, step=step
-        )
+        with _data_errors():
+            sums, done, failed = self._trainer.run(
+                first=first, last=last, user=user, item=item, options=options, schedule=schedule, step=step
+            )
         return np.array(sums), done, failed
+
+
+@contextmanager
+def _data_errors() -> Iterator[None]:
+    """What is wrong with files of ratings as DataError; the messages name them."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(str(error)) from error
 
 
 class GibbsSampler:

@@ -191,7 +191,7 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.csv: no such file"):
         read_ratings(tmp_path / "absent.csv")
-    with pytest.raises(DataError, match="is a directory, not a file"):
+    with pytest.raises(DataError, match="is a folder, but not a store"):
         read_ratings(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
         read_ratings("a\0b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,8 @@ import numpy as np
 from mfdmc_fast.data.columns import Role, Screened, SourceTable, screened
 from mfdmc_fast.data.ingest.plain_text import Layout, clean_rows
 from mfdmc_fast.data.ingest.rows import Rows, rows_of
-from mfdmc_fast.data.readers import Column, column_roles, file_kind, ratings_header
 from mfdmc_fast.data.ratings import ReadReport
+from mfdmc_fast.data.readers import Column, column_roles, file_kind, ratings_header
 from mfdmc_fast.data.text import detect_delimiter, parse_lines, to_utf8
 from mfdmc_fast.data.vocabulary import integers_if_canonical
 from mfdmc_fast.errors import DataError
@@ -40,7 +40,7 @@ class ReadOptions:
     delimiter: str | None = None
     header: bool | None = None
     rating_scale: tuple[float, float] | None = None
-    policies: ReadReport = ReadReport()
+    policies: ReadReport = field(default_factory=ReadReport)
 
     @property
     def requested(self) -> dict[Role, Column | None]:

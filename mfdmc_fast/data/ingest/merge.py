@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mfdmc_fast.data.ingest.parts import Part
+from mfdmc_fast.data.ingest.rows import stable_order
 from mfdmc_fast.data.ratings import OnRepeat
 from mfdmc_fast.data.store_files import MOST_VALUES
 from mfdmc_fast.data.vocabulary import distinct_integers
@@ -65,10 +66,12 @@ def rows_of_ids(ids: Any, known: Any) -> npt.NDArray[np.int32]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    rows: npt.NDArray[np.int32]
     if isinstance(known, np.ndarray):
-        return np.searchsorted(known, ids).astype(np.int32)
+        rows = np.searchsorted(known, ids).astype(np.int32)
+        return rows
     texts = pa.array(ids).cast(pa.large_string()) if isinstance(ids, np.ndarray) else ids
-    rows: npt.NDArray[np.int32] = pc.index_in(texts, value_set=known).to_numpy(zero_copy_only=False)
+    rows = pc.index_in(texts, value_set=known).to_numpy(zero_copy_only=False)
     return rows
 
 
@@ -131,6 +134,7 @@ class Gatherer:
     Args:
         parts: in the order of the sources.
         user_counts: [n_users] rows of each user.
+        n_items: items of the store.
         rating_values: distinct ratings for the positions of the store, or None for float32.
         timestamps: "i64", "f64" or None.
         on_repeat: which rating of a repeated pair counts.
@@ -143,11 +147,13 @@ class Gatherer:
         self,
         parts: Sequence[Part],
         user_counts: npt.NDArray[np.int64],
+        n_items: int,
         rating_values: npt.NDArray[np.float64] | None,
         timestamps: str | None,
         on_repeat: OnRepeat,
     ) -> None:
-        self._parts, self._values, self._times, self._on_repeat = parts, rating_values, timestamps, on_repeat
+        self._parts, self._n_items, self._values = parts, n_items, rating_values
+        self._times, self._on_repeat = timestamps, on_repeat
         before = np.concatenate([[0], np.cumsum(user_counts)])
         # a user with more rows than that has a bucket of her own
         bounds = [0]
@@ -169,7 +175,7 @@ class Gatherer:
         ]
         users, items, ratings, *others = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
         times = others.pop(0) if self._times is not None else None
-        order, new = _sorted_order(users, items)
+        order, new = _sorted_order(users, items, int(self._bounds[number + 1]) - first, self._n_items)
         users, items, ratings = users[order], items[order], ratings[order]
         last = np.append(new[1:], True)  # of its pair
         repeated = len(new) - int(new.sum())
@@ -215,7 +221,8 @@ class Gatherer:
             return part.numbered("ratings.f64", start, count)
         values = part.read("values.f64")
         table = values if self._values is None else np.searchsorted(self._values, values).astype(np.uint8)
-        return table[part.numbered("ratings.u8", start, count)]
+        ratings: npt.NDArray[Any] = table[part.numbered("ratings.u8", start, count)]
+        return ratings
 
 
 def plain_id(ids: Any, row: int) -> int | str:
@@ -235,18 +242,11 @@ def rating_values_of(parts: Sequence[Part]) -> npt.NDArray[np.float64] | None:
 
 
 def _sorted_order(
-    users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    users: npt.NDArray[np.int32], items: npt.NDArray[np.int32], n_users: int, n_items: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
     """The stable order [n] by user and item, and in it the first row of each pair."""
-    bits = [int(column.max()).bit_length() for column in (users, items)] + [(len(users) - 1).bit_length()]
-    if sum(bits) < 64:  # one number for the pair and the row: much faster to sort
-        key = (users.astype(np.int64) << (bits[1] + bits[2])) | (items.astype(np.int64) << bits[2])
-        key |= np.arange(len(key))
-        key.sort()
-        order = key & ((1 << bits[2]) - 1)
-        key >>= bits[2]
-        return order, np.diff(key, prepend=-1) != 0
-    order = np.lexsort((items, users))
+    by_item, _ = stable_order(items, n_items)
+    order = by_item[stable_order(users[by_item], n_users)[0]]
     return order, (np.diff(users[order], prepend=-1) != 0) | (np.diff(items[order], prepend=-1) != 0)
 
 

@@ -11,8 +11,8 @@ A part is a folder that gets its name when it is complete:
 | `timestamps.i64` or `.f64`, `numbers.i64` | [n] where they are wanted |
 | `part.json` | counts |
 
-When all ids are known, a folder `numbered` gets `user_rows.i32`, the store's rows of the part's users, `items.i32` as rows of
-the store, and other columns where their order changes.
+When all ids are known, a folder `numbered` gets `user_rows.i32`, the store's rows of the part's users, `items.i32` as rows
+of the store, and other columns where their order changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mfdmc_fast.data.ingest.rows import Rows
+from mfdmc_fast.data.ingest.rows import Rows, stable_order
 from mfdmc_fast.data.store_files import MOST_VALUES, dtype_of, read_column
 
 if TYPE_CHECKING:
@@ -99,15 +99,11 @@ def write_part(folder: Path, rows: Rows, numbers: bool) -> Part:
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     n = len(rows.users.codes)
-    # sorted by user, within a user in the order of the source: the row is a part of the key
-    key = (rows.users.codes.astype(np.int64) << 32) | np.arange(n)
-    key.sort()
-    order = key & 0xFFFFFFFF
-    counts = np.bincount(rows.users.codes, minlength=len(rows.users.distinct))
+    order, offsets = stable_order(rows.users.codes, len(rows.users.distinct))
     columns: dict[str, npt.NDArray[Any]] = {
         **id_columns("users", rows.users.distinct),
         **id_columns("items", rows.items.distinct),
-        "offsets.i64": np.concatenate([[0], np.cumsum(counts)]),
+        "offsets.i64": offsets,
         "items.i32": rows.items.codes[order],
     }
     values, codes = rows.ratings

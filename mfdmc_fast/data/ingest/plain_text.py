@@ -1,7 +1,7 @@
-"""The short way for text in which nothing is amiss: typed columns at once, several times as fast as the rules for all.
+"""The short way for text in which nothing is amiss: typed columns at once, several times as fast as the other.
 
-It reads nothing differently. Wherever a line is malformed, a value missing or written in an unusual way, it gives up and
-the chunk goes through `mfdmc_fast.data.columns`, which has the rules and the messages.
+It reads nothing differently. Wherever a line is malformed, a value missing or written in an unusual way, it gives up,
+and the chunk goes through `mfdmc_fast.data.columns`, which has the rules and the messages.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ def _integers_are_canonical(text: bytes, columns: list[pa.ChunkedArray]) -> bool
     import pyarrow.compute as pc
 
     n_returns = text.count(b"\r")
-    if (n_returns and text.count(b"\r\n") != n_returns) or b"0x" in text or b"0X" in text:
+    if n_returns and text.count(b"\r\n") != n_returns:
+        return False
+    # a search for one byte takes next to no time
+    if any(letter in text and b"0" + letter in text for letter in (b"x", b"X")):
         return False
     written = n_returns
     for column in columns:

@@ -93,6 +93,15 @@ def coded_numbers(encoded: pa.DictionaryArray) -> Coded:
     return Coded(distinct, position.astype(np.int32)[encoded.indices.to_numpy()])
 
 
+def stable_order(codes: npt.NDArray[np.int32], n: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+    """Stable argsort [N] of numbers 0 … n - 1 by counting, and [n + 1] where each number begins in it."""
+    from scipy.sparse import csr_array
+
+    rows = csr_array((np.empty(len(codes), np.int8), codes, np.arange(len(codes) + 1)), shape=(len(codes), n))
+    columns = rows.tocsc()  # which moves the entries of a column together, as they come
+    return columns.indices, columns.indptr
+
+
 def _coded_by_marking(values: npt.NDArray[np.int64]) -> Coded:
     """Integers of a narrow range: a table instead of a hash."""
     lowest = int(values.min())

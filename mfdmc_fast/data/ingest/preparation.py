@@ -126,7 +126,9 @@ def _paths(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     found: list[Path] = []
     for one in given:
         path = Path(one)
-        matches = [path] if path.exists() or not glob.has_magic(str(one)) else [Path(m) for m in sorted(glob.glob(str(one)))]
+        matches = (
+            [path] if path.exists() or not glob.has_magic(str(one)) else [Path(m) for m in sorted(glob.glob(str(one)))]
+        )
         if not matches:
             raise DataError("no file has such a name", source=str(one))
         found += matches
@@ -267,7 +269,7 @@ class _Work:
         kinds = {part.timestamps for part in parts}
         times = None if None in kinds else "f64" if "f64" in kinds else "i64"
         values = None if policies.on_repeat == "mean" else rating_values_of(parts)
-        gatherer = Gatherer(parts, self._number(parts, ids), values, times, policies.on_repeat)
+        gatherer = Gatherer(parts, self._number(parts, ids), len(ids["items"]), values, times, policies.on_repeat)
         user_counts, item_counts = [], np.zeros(len(ids["items"]), dtype=np.int64)
         repeats: list[Repeat] = []
         lowest, highest, done, repeated = math.inf, -math.inf, 0, 0
