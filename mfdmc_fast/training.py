@@ -60,6 +60,7 @@ class TrainingHistory:
         kept_epoch: the epoch whose parameters the model has.
         seconds: wall time of the whole run.
         teacher_seconds: of which the teacher took; 0 without one.
+        streamed: whether the ratings stayed in the files of a store.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -70,6 +71,7 @@ class TrainingHistory:
     kept_epoch: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
+    streamed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -177,7 +179,9 @@ def _train(
     model.set_l2_scales(counts)
     batches = BatchIterator(train, batch_size, config.seed, config.device)
     scale = scale or train.scale
-    history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
+    history = TrainingHistory(
+        backend=model.training_backend, batch_size=batches.batch_size, streamed=isinstance(train, StreamedRatings)
+    )
     epochs = make_epochs(model, batches, history.backend)
     pruning = _pruning_of(config)
     trained = {side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in counts.items()}

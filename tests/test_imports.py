@@ -18,7 +18,7 @@ PACKAGE = Path(mfdmc_fast.__file__).parent
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files"], 0),
     **dict.fromkeys(["data", "metrics", "ops"], 1),
-    "model": 2,
+    **dict.fromkeys(["model", "memory"], 2),
     **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
     "training": 4,
     **dict.fromkeys(["bayesian", "interpret"], 5),

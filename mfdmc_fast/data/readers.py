@@ -298,7 +298,7 @@ def load_path(path: Path, delimiter: str | None, has_names: HasNames, min_fields
 
 
 def file_kind(path: Path, start: bytes) -> FileKind:
-    """What a file holds: "gzip", "zstd", "Parquet", "Arrow" or else "text", by its first bytes, at least 4, or its name.
+    """What a file holds, by its first bytes, at least 4, or its name.
 
     Raises:
         DataError: a pickle.

@@ -18,8 +18,8 @@ from mfdmc_fast.data.store_files import check_file, dtype_of, read_checked, read
 from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays
 from mfdmc_fast.errors import DataError
 
-# ratings dealt into batches at a time by default, as in the native engine
-_DEALT_AT_ONCE = 1 << 24
+# ratings that the native engine deals into batches at a time
+DEALT_AT_ONCE = 1 << 24
 
 
 class Store:
@@ -181,7 +181,7 @@ class StreamedRatings:
     """
 
     store: Store
-    dealt_at_once: int = _DEALT_AT_ONCE
+    dealt_at_once: int = DEALT_AT_ONCE
 
     def __len__(self) -> int:
         return len(self.store)

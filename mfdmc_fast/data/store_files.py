@@ -25,6 +25,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ class Manifest:
             if kind not in ("int", "str"):
                 raise ValueError(f"ids of kind {kind!r}")
         values = self.rating_values
-        if values is not None and not (
-            1 <= len(values) <= MOST_VALUES and all(a < b for a, b in zip(values, values[1:], strict=False))
-        ):
+        if values is not None and not (1 <= len(values) <= MOST_VALUES and all(a < b for a, b in pairwise(values))):
             raise ValueError("rating_values must be 1 to 256 ascending numbers")
         if not all(math.isfinite(x) for x in (*(values or ()), *self.rating_scale)):
             raise ValueError("ratings must be finite")

@@ -19,8 +19,11 @@ from typing_extensions import Self
 from mfdmc_fast import __version__, metrics
 from mfdmc_fast.bayesian import SideFeatures
 from mfdmc_fast.config import ModelConfig, TrainingConfig, config_from_dict, with_unit
-from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary, holdout, read_features, read_ratings
-from mfdmc_fast.errors import ConfigError, DataError, ModelFileError
+from mfdmc_fast.data import RatingsDataset, Vocabulary, holdout, read_features
+from mfdmc_fast.data.store import StreamedRatings, store_at
+from mfdmc_fast.errors import ConfigError, ModelFileError
+from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired, scale_within
+from mfdmc_fast.memory import load_or_stream, parse_size
 from mfdmc_fast.model import Predictor
 from mfdmc_fast.ops import functional
 from mfdmc_fast.ops.types import FeatureBags
@@ -75,12 +78,13 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         item_features: Any = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = False,
+        memory_limit: int | str | None = None,
     ) -> Self:
         """Train on ratings.
 
         Args:
-            X: with `y=None` anything `read_ratings` takes (a path, a table, (users, items, ratings) arrays, a sparse
-                matrix, `Ratings`); with `y` a two-column array or data frame of user and item ids.
+            X: with `y=None` anything `read_ratings` takes (a path, a store, a table, (users, items, ratings) arrays, a
+                sparse matrix, `Ratings`); with `y` a two-column array or data frame of user and item ids.
             y: [N] ratings, or None.
             validation: ratings watched each epoch and never trained on; anything `read_ratings` takes.
             rating_scale: lowest and highest possible rating; default: those of the training ratings.
@@ -88,6 +92,9 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 `read_features` takes. Only Bayesian matrix factorization uses them, as a model or as a teacher.
             callbacks: called in order during training.
             progress: show a progress bar on standard error.
+            memory_limit: bytes of memory that the process may have, such as "2GiB", the system's cache of files not
+                counted; of use for a store, whose ratings stay on disk where they would not keep within it. Default:
+                they do where memory is not free for them. The trained model is the same, bit by bit.
 
         Returns:
             self.
@@ -100,15 +107,29 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._check_features(user_features, item_features)
         given = {"user": user_features, "item": item_features}
         sources = {side: read_features(source) for side, source in given.items() if source is not None}
-        ratings = _as_ratings(X, y, rating_scale)
-        watched = None if validation is None else _as_ratings(validation, None, rating_scale)
-        if watched is None and config.validation_fraction > 0:
-            _, ratings, watched = holdout(ratings, config.validation_fraction, config.seed)
-        train = RatingsDataset.from_ratings(ratings)
-        low, high = ratings.scale if rating_scale is None else rating_scale
-        scale = (float(low), float(high))
+        store = store_at(X) if y is None else None
+        watched = None if validation is None else as_ratings(validation, None, rating_scale)
+        train: RatingsDataset | StreamedRatings
+        if store is not None and (watched is not None or config.validation_fraction == 0):
+            scale = scale_within(store, rating_scale)
+            limit = self._checked_limit(memory_limit)
+            train = load_or_stream(store, config, limit) if self._streams else store.load()
+        else:
+            if memory_limit is not None:
+                raise ConfigError(
+                    "memory_limit is for a store that mfdmc prepare wrote, whose ratings are not split in memory"
+                    " (validation_fraction, holdout and the like): prepare the ratings, and those to validate or test"
+                    " on as a file of their own"
+                )
+            ratings = as_ratings(X, y, rating_scale)
+            if watched is None and config.validation_fraction > 0:
+                _, ratings, watched = holdout(ratings, config.validation_fraction, config.seed)
+            train = RatingsDataset.from_ratings(ratings)
+            low, high = ratings.scale if rating_scale is None else rating_scale
+            scale = (float(low), float(high))
+            del ratings  # training needs them no more: room for sorting
         validation = None if watched is None else RatingsDataset.encode(watched, train.users, train.items)
-        del ratings, watched  # training needs them no more: room for sorting
+        del watched
         train = train.sorted()
         vocabularies = {"user": train.users, "item": train.items}
         features = SideFeatures(
@@ -156,7 +177,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             fallback of `predict` and count in the errors).
         """
         state = self._state()
-        table = _as_ratings(ratings, None, None)
+        table = as_ratings(ratings, None, None)
         dataset = RatingsDataset.encode(table, state.users, state.items)
         predictions = predict_rows(state.model, dataset.user_idx, dataset.item_idx, state.rating_scale)
         return {
@@ -269,13 +290,26 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 " MFDMC(teacher='bayesian')"
             )
 
+    def _checked_limit(self, memory_limit: int | str | None) -> int | None:
+        """The limit in bytes; ConfigError where there is one and this estimator needs all ratings in memory."""
+        if memory_limit is None:
+            return None
+        if not self._streams:
+            raise ConfigError(f"memory_limit: {self._named()} needs all ratings in memory; leave it out")
+        return parse_size(memory_limit)
+
+    @property
+    def _streams(self) -> bool:
+        """Whether it can train on ratings that stay on disk."""
+        return True
+
     def _config(self) -> Any:
         return config_from_dict(self._config_class, self.get_params(deep=False))
 
     def _fit_dataset(
         self,
         config: Any,
-        train: RatingsDataset,
+        train: Any,
         validation: RatingsDataset | None,
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
@@ -289,13 +323,13 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         seen = SeenItems(train.user_offsets, train.item_idx)
         self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
 
-    def _new_model(self, config: Any, train: RatingsDataset) -> Any:
+    def _new_model(self, config: Any, train: RatingsDataset | StreamedRatings) -> Any:
         return self._model_class(len(train.users), len(train.items), config, train.mean)
 
     def _train(
         self,
         model: Any,
-        train: RatingsDataset,
+        train: Any,
         validation: RatingsDataset | None,
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
@@ -320,7 +354,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _rows(self, X: Any, items: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # noqa: N803
         """[N] rows of the users and of the items of pairs, -1 for unknown ids; arguments as in `predict`."""
         state = self._state()
-        user_ids, item_ids = _id_columns(X) if items is None else _paired(X, items)
+        user_ids, item_ids = id_columns(X) if items is None else paired(X, items)
         return state.users.encode(user_ids), state.items.encode(item_ids)
 
     @property
@@ -350,38 +384,6 @@ def load_model(path: str | os.PathLike[str], *, device: str | None = None) -> An
     model = RatingEstimator._kinds[state.kind](**state.model.config.to_dict())
     model._adopt(state)
     return model
-
-
-def _as_ratings(source: Any, y: npt.ArrayLike | None, scale: tuple[float, float] | None) -> Ratings:
-    if y is not None:
-        source = (*_id_columns(source), np.asarray(y))
-    return read_ratings(source, rating_scale=scale)
-
-
-def _id_columns(pairs: Any) -> tuple[Any, Any]:
-    """User and item ids of a two-column array, list of pairs or data frame, each with its own dtype."""
-    if hasattr(pairs, "iloc"):
-        columns = [pairs.iloc[:, k].to_numpy() for k in range(pairs.shape[1])]
-    elif hasattr(pairs, "get_columns"):
-        columns = [column.to_numpy() for column in pairs.get_columns()]
-    else:
-        array = np.asarray(pairs)
-        columns = list(array.T) if array.ndim == 2 else []
-    if len(columns) != 2:
-        raise DataError("X must have two columns, user ids and item ids; or pass predict(users, items)")
-    return columns[0], columns[1]
-
-
-def _paired(users: Any, items: Any) -> tuple[Any, Any]:
-    """Two equally long id vectors; a single id is repeated to the length of the other."""
-    n_users, n_items = (1 if np.ndim(x) == 0 else len(x) for x in (users, items))
-    if n_users == n_items:
-        return users, items
-    if np.ndim(users) == 0:
-        return [users] * n_items, items
-    if np.ndim(items) == 0:
-        return users, [items] * n_users
-    raise DataError(f"users and items must be equally long, got {n_users} and {n_items}")
 
 
 def _seen_of(seen: SeenItems, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -144,13 +144,17 @@ class BayesianMF(RatingEstimator):
         deviations[known] = model.predictive_std(*rows).cpu().numpy()
         return deviations
 
-    def _new_model(self, config: Any, train: RatingsDataset) -> Any:
+    @property
+    def _streams(self) -> bool:
+        return False
+
+    def _new_model(self, config: Any, train: Any) -> Any:
         return super()._new_model(with_rank(config, len(train), len(train.users) + len(train.items)), train)
 
     def _train(
         self,
         model: Any,
-        train: RatingsDataset,
+        train: Any,
         validation: RatingsDataset | None,
         callbacks: Sequence[Callback],
         scale: tuple[float, float],

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from mfdmc_fast.bayesian import SideFeatures
 from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, preset
-from mfdmc_fast.data import Features, RatingsDataset, Vocabulary, read_features
+from mfdmc_fast.data import Features, RatingsDataset, StreamedRatings, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.estimator.teachers import lessons, teacher_name, uses_features
@@ -219,6 +219,10 @@ class MFDMC(RatingEstimator):
         """Through a teacher that is fitted together with it and takes them."""
         return uses_features(self.teacher)
 
+    @property
+    def _streams(self) -> bool:
+        return self.teacher is None
+
     def _named(self) -> str:
         return f"MFDMC {'without a teacher' if self.teacher is None else 'with this teacher'}"
 
@@ -228,7 +232,7 @@ class MFDMC(RatingEstimator):
     def _train(
         self,
         model: Any,
-        train: RatingsDataset,
+        train: Any,
         validation: RatingsDataset | None,
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
@@ -254,7 +258,7 @@ class MFDMC(RatingEstimator):
         history.seconds += seconds
         return history
 
-    def _new_model(self, config: Any, train: RatingsDataset) -> Any:
+    def _new_model(self, config: Any, train: RatingsDataset | StreamedRatings) -> Any:
         smaller, name = min((len(train.users), "users"), (len(train.items), "items"))
         if self.n_clusters > smaller:
             raise ConfigError(

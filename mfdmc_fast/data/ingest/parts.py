@@ -11,8 +11,8 @@ A part is a folder that gets its name when it is complete:
 | `timestamps.i64` or `.f64`, `numbers.i64` | [n] where they are wanted |
 | `part.json` | counts |
 
-When all ids are known, a folder `numbered` gets `user_rows.i32`, the store's rows of the part's users, `items.i32` as rows
-of the store, and other columns where their order changes.
+When all ids are known, a folder `numbered` gets `user_rows.i32`, the store's rows of the part's users, `items.i32` as
+rows of the store, and other columns where their order changes.
 """
 
 from __future__ import annotations

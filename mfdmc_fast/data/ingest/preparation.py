@@ -70,16 +70,17 @@ def prepare(
 ) -> Store:
     """Lay out files of ratings as a store, a folder from which training can read them piece by piece.
 
-    Memory does not grow with the number of ratings, but with that of distinct users and items, whose ids must fit, and with
-    the ratings of a single user. On disk the work takes about twice the size of the store for a while, in the folder
-    OUT.partial. What is done there is kept when the call is interrupted, also by SIGKILL, and used when it is repeated with
-    the same sources and options.
+    Memory does not grow with the number of ratings, but with that of distinct users and items, whose ids must fit, and
+    with the ratings of a single user. The work takes three to four times the bytes of the store on disk for a while, in
+    the folder OUT.partial. What is done there is kept when the call is interrupted, also by SIGKILL, and used when it
+    is repeated with the same sources and options.
 
     Args:
         sources: paths or glob patterns of text, also compressed by gzip or zstd, Parquet and Arrow files. Their order
             counts where a user rates an item twice; what a pattern matches is in order of name.
         out: the folder to make; there must be none yet, or an empty one.
-        user, item, rating, timestamp, delimiter, header, on_bad_row, rating_scale: as in `read_ratings`, in every source.
+        user, item, rating, timestamp, delimiter, header, on_bad_row, rating_scale: as in `read_ratings`, in every
+            source.
         on_repeat: as in `read_ratings`, over all sources; "mean" keeps ratings in single precision.
         workers: threads that read and sort; default: one a processor, at most 4. Results do not depend on it.
         tell: called every now and then.
@@ -125,10 +126,8 @@ def _paths(sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -
     given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     found: list[Path] = []
     for one in given:
-        path = Path(one)
-        matches = (
-            [path] if path.exists() or not glob.has_magic(str(one)) else [Path(m) for m in sorted(glob.glob(str(one)))]
-        )
+        pattern = glob.has_magic(str(one)) and not os.path.exists(one)
+        matches = [Path(path) for path in (sorted(glob.glob(str(one))) if pattern else [one])]
         if not matches:
             raise DataError("no file has such a name", source=str(one))
         found += matches
