@@ -1,11 +1,21 @@
-"""Progress bars of training and of tuning, on standard error."""
+"""Progress bars of training, of tuning and of preparing ratings, on standard error."""
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from typing_extensions import Self
 
+from mfdmc_fast.data import PrepareProgress
 from mfdmc_fast.model import BayesianMFModel, Predictor
 from mfdmc_fast.training import Callback, EpochRecord
 
@@ -109,6 +119,49 @@ class TrialsBar:
             self._best = rmse
         status = "" if self._best is None else f"best RMSE {self._best:.4f}"
         self._progress.update(self._task, completed=self._done, trial=f"{self._done}/{self._trials}", status=status)
+
+
+class PrepareBar:
+    """Share of the sources that is read, or of the ratings that is sorted, time left and rows per second; a context
+    manager.
+
+    Args:
+        console: where to draw; default: standard error.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._stage: str | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def update(self, progress: PrepareProgress) -> None:
+        """Show how far it is; every stage has a bar of its own."""
+        if progress.stage != self._stage:
+            self._stage, self._start = progress.stage, time.perf_counter()
+            if self._progress.task_ids:
+                self._progress.remove_task(self._progress.task_ids[0])
+            self._task = self._progress.add_task(progress.stage, total=1.0, rate="")
+        seconds = time.perf_counter() - self._start
+        rate = f"{progress.rows / seconds / 1e6:.1f} M rows/s" if seconds > 0.1 else ""
+        self._progress.update(self._task, completed=progress.share, rate=rate)
 
 
 def describe(record: EpochRecord) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 import mfdmc_fast
-from mfdmc_fast.cli import reporting, validating
+from mfdmc_fast.cli import preparing, reporting, validating
 from mfdmc_fast.cli.options import DataOptions, ModelOptions, with_data_options, with_model_options
 from mfdmc_fast.cli.output import Output, errors_to_exit_codes
 from mfdmc_fast.cli.shared import (
@@ -75,6 +75,16 @@ def _root(
         raise typer.Exit
 
 
+_command(
+    "prepare",
+    [
+        "mfdmc prepare ratings.csv --out ratings.store, then mfdmc train ratings.store --out model.safetensors",
+        "mfdmc prepare 'parts/*.csv.gz' --out ratings.store --on-bad-row skip",
+        "mfdmc prepare 2024.parquet 2025.parquet --out ratings.store --json",
+    ],
+)(preparing.prepare)
+
+
 @_command(
     "train",
     [
@@ -83,6 +93,7 @@ def _root(
         "mfdmc train u1.base --test u1.test --out model.safetensors --json",
         "mfdmc train ratings.csv --model bayesian --out bayesian.safetensors",
         "mfdmc train ratings.parquet --test column:fold=1 --epochs 80 --out model.safetensors",
+        "mfdmc train ratings.store --memory-limit 2GiB --test test.csv --out model.safetensors",
         "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
     ],
 )
@@ -98,6 +109,13 @@ def train(
         typer.Option(help="test ratings: a file, holdout:FRACTION, last (by time, per user) or column:NAME=VALUE"),
     ] = None,
     validation: Annotated[Path | None, typer.Option(help="file of ratings to watch each epoch")] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="memory that the process may have, such as 2GiB: ratings of a store that would not keep within it stay"
+            " on disk; unset: those that exceed what is free"
+        ),
+    ] = None,
     users: UsersPath = None,
     items: ItemsPath = None,
     as_json: JsonFlag = False,
@@ -116,6 +134,7 @@ def train(
         rating_scale=data.rating_scale,
         **features_of(output, users, items),
         callbacks=output.progress("training"),
+        memory_limit=memory_limit,
     )
     model.save(out)
     result = None if testing is None else fold_result("test", model, testing)
@@ -141,6 +160,7 @@ def train(
         "valid_rmse": history.epochs[history.kept_epoch - 1].valid_rmse,
         "backend": history.backend,
         "batch_size": history.batch_size,
+        "streamed": history.streamed,
         "stop_reason": history.stop_reason,
         "seed": settings.seed,
     }

@@ -26,6 +26,8 @@ from mfdmc_fast.data import (
     read_ratings,
 )
 from mfdmc_fast.data import kfold as seeded_kfold
+from mfdmc_fast.data.store import Store, store_at
+from mfdmc_fast.data.store_files import MANIFEST
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator
 
@@ -130,6 +132,17 @@ class DataOptions:
         """Ratings of one file."""
         return read_ratings(path, keep=keep, rating_scale=self.rating_scale, **self._options)
 
+    def prepare_options(self) -> dict[str, Any]:
+        """The options of `prepare` that are given."""
+        return {**self._options, "rating_scale": self.rating_scale}
+
+    def training(self, path: Path) -> Ratings | Store:
+        """Ratings to train on, all of them: a store as it is, so that they may stay on disk, unless options concern
+        single ratings.
+        """
+        store = None if self._options else store_at(path)
+        return self.read(path) if store is None else store
+
     def read_pairs(self, path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """User and item ids of a file of pairs; the options that concern ratings do not apply."""
         options = {name: self._options.get(name) for name in ("user", "item", "delimiter", "header")}
@@ -139,8 +152,11 @@ class DataOptions:
         """Splits named on the command line: `official`, a number of folds, or `column:NAME`."""
         if folds == "official":
             return official_folds(path, rating_scale=self.rating_scale, **self._options)
-        if path.is_dir():
-            raise DataError("is a folder: only --folds official takes one; give the ratings file", source=str(path))
+        if path.is_dir() and not (path / MANIFEST).exists():
+            raise DataError(
+                "is a folder: only --folds official takes one, except for a store; give the ratings file",
+                source=str(path),
+            )
         if folds.isdecimal():
             return seeded_kfold(self.read(path), int(folds), seed)
         kind, _, name = folds.partition(":")
@@ -148,10 +164,10 @@ class DataOptions:
             return column_folds(self.read(path, keep=(name,)), name)
         raise ConfigError(f"--folds {folds!r}: must be official, a number such as 5, or column:NAME")
 
-    def split(self, path: Path, test: str | None, seed: int) -> tuple[Ratings, Ratings | None]:
+    def split(self, path: Path, test: str | None, seed: int) -> tuple[Ratings | Store, Ratings | None]:
         """Training and test ratings; `test` is a file, `holdout:FRACTION`, `last` or `column:NAME=VALUE`."""
         if test is None:
-            return self.read(path), None
+            return self.training(path), None
         kind, _, rest = test.partition(":")
         if kind == "holdout" or test == "last":
             return _held_out(self.read(path), "--test", test, seed)
@@ -164,7 +180,7 @@ class DataOptions:
             if not chosen.any() or chosen.all():
                 raise DataError(f"{int(chosen.sum())} of {len(ratings)} rows have the value {value!r}", column=name)
             return ratings.take(~chosen), ratings.take(chosen)
-        return self.read(path), self.read(Path(test))
+        return self.training(path), self.read(Path(test))
 
     def validation_split(self, training: Ratings, valid: str, seed: int) -> tuple[Ratings, Ratings]:
         """Ratings to train on and to judge settings by: `holdout:FRACTION` or `last` of the training ratings, or a file

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfdmc_fast.data import PrepareProgress
 from mfdmc_fast.errors import BackendUnavailable, ConfigError, DataError, MFDMCError, ModelFileError, TrainingDiverged
-from mfdmc_fast.progress import ProgressBar, TrialsBar
+from mfdmc_fast.progress import PrepareBar, ProgressBar, TrialsBar
 from mfdmc_fast.training import Callback
 from mfdmc_fast.tuning import Trial
 
@@ -61,6 +62,15 @@ class Output:
     def progress(self, label: str) -> list[Callback]:
         """Callbacks that show training."""
         return [] if self.quiet else [ProgressBar(self.err, label)]
+
+    @contextmanager
+    def preparing(self) -> Iterator[Callable[[PrepareProgress], None]]:
+        """Show how ratings are prepared; yields what is to be called with every step."""
+        if self.quiet:
+            yield lambda progress: None
+            return
+        with PrepareBar(self.err) as bar:
+            yield bar.update
 
     @contextmanager
     def trials(self, n: int) -> Iterator[Callable[[Trial], None]]:

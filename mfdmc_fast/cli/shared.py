@@ -13,7 +13,9 @@ from mfdmc_fast.evaluate import FoldResult
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="print one JSON line on standard output")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="no progress and no notes")]
-RatingsPath = Annotated[Path, typer.Argument(help="ratings: text, .gz, Parquet or Arrow", show_default=False)]
+RatingsPath = Annotated[
+    Path, typer.Argument(help="ratings: text, .gz, .zst, Parquet, Arrow or a store", show_default=False)
+]
 UsersPath = Annotated[
     Path | None, typer.Option(help="what is known of users: a table of ids and labels; for a Bayesian model or teacher")
 ]

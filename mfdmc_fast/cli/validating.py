@@ -28,6 +28,7 @@ from mfdmc_fast.cli.shared import (
     fold_row,
     show_values,
 )
+from mfdmc_fast.data import Store
 from mfdmc_fast.estimator import RatingEstimator
 from mfdmc_fast.evaluate import CrossValidation, compare, cross_validate
 from mfdmc_fast.files import check_writable, replacing
@@ -130,6 +131,7 @@ def tune(
     if out is not None:
         check_writable(out)
     training, testing = data.split(ratings, test, settings.seed)
+    training = training.ratings() if isinstance(training, Store) else training
     searched, watched = data.validation_split(training, valid, settings.seed)
     output.note(f"{len(searched):,} ratings to train on, {len(watched):,} to judge settings by")
     options: dict[str, Any] = {"rating_scale": data.rating_scale, **features_of(output, users, items)}
