@@ -223,6 +223,16 @@ class PyTrainer {
     sums_.assign(7, 0.0);
   }
 
+  // What runs [first, last) of the epoch that was started give to batch b: users (-1: nothing), items and ratings.
+  py::tuple dealt(std::int64_t b, std::int64_t first, std::int64_t last) {
+    if (!started_ || b < 0 || b >= n_batches_ || first < 0 || first >= last || last > trainer_->dealer().runs())
+      throw py::value_error("start an epoch first; batch and runs must lie in it");
+    Rows users(last - first), items(last - first);
+    Floats ratings(last - first);
+    trainer_->dealer().deal_some(b, first, last, users.mutable_data(), items.mutable_data(), ratings.mutable_data());
+    return py::make_tuple(users, items, ratings);
+  }
+
   // Batches [first, last) as steps `step` and following; stops after a batch whose loss is not finite. Returns the
   // sums of the seven loss terms over the ratings of the epoch so far, the number of the batch after the last one
   // worked on, and whether that last loss was not finite.
@@ -419,6 +429,7 @@ void define_training(py::module_& module) {
            py::arg("rating_values"), py::arg("n_items"), py::arg("n_batches"), py::arg("seed"),
            py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"))
       .def("start_epoch", &PyTrainer::start_epoch, py::arg("epoch"))
+      .def("dealt", &PyTrainer::dealt, py::kw_only(), py::arg("batch"), py::arg("first"), py::arg("last"))
       .def("run", &PyTrainer::run, py::kw_only(), py::arg("first"), py::arg("last"), py::arg("user"), py::arg("item"),
            py::arg("options"), py::arg("schedule"), py::arg("step"));
   module.def("available_kernels", [] {

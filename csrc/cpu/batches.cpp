@@ -103,30 +103,59 @@ Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t s
       seed_(seed),
       kernels_(kernels) {}
 
+std::uint64_t Dealer::stream() const { return mix(mix(seed_ + kGolden) + epoch_); }
+
+std::int64_t Dealer::block_size() const {
+  const std::int64_t unit = n_batches_ <= kShortRun ? kShortRunsTogether : 1;
+  if (store_.files) return std::max<std::int64_t>(kRatingsPerRead / (n_batches_ * unit), 1) * unit;
+  return unit > 1 ? unit : 1024;
+}
+
+Dealer::Scratch Dealer::make_scratch() const {
+  Scratch scratch;
+  scratch.numbers.resize(std::max(kShortRunsTogether * kShortRun, 3 * n_batches_));
+  if (store_.files) scratch.piece.reserve(block_size() * n_batches_);  // here, as a task must not throw
+  return scratch;
+}
+
 void Dealer::deal(std::int64_t b, Team& team) {
   first_ = b;
   last_ = std::min(n_batches_, b + together_);
   users_.resize(n_runs_ * together_);
   items_.resize(n_runs_ * together_);
   ratings_.resize(n_runs_ * together_);
-  const std::uint64_t stream = mix(mix(seed_ + kGolden) + epoch_);
-  const std::int64_t unit = n_batches_ <= kShortRun ? kShortRunsTogether : 1;
-  std::int64_t block = unit > 1 ? unit : 1024;  // runs
-  if (store_.files) block = std::max<std::int64_t>(kRatingsPerRead / (n_batches_ * unit), 1) * unit;
-  std::vector<Scratch> scratch(team.size());
-  for (Scratch& own : scratch) {
-    own.numbers.resize(std::max(kShortRunsTogether * kShortRun, 3 * n_batches_));
-    if (store_.files) own.piece.reserve(block * n_batches_);  // here, as a task must not throw
-  }
+  const std::uint64_t random = stream();
+  const std::int64_t block = block_size();
+  std::vector<Scratch> scratch;
+  for (int member = 0; member < team.size(); ++member) scratch.push_back(make_scratch());
   std::atomic<const char*> fault{nullptr};
   team.run((n_runs_ + block - 1) / block, [&, this](std::int64_t index, int member) {
     const std::int64_t first = index * block;
-    deal_block(stream, first, std::min(n_runs_, first + block), scratch[member], fault);
+    deal_block(random, first, std::min(n_runs_, first + block), scratch[member], fault);
   });
   if (fault) {
     first_ = last_ = 0;
     store_.files->fail(fault);
   }
+}
+
+void Dealer::deal_some(std::int64_t b, std::int64_t first, std::int64_t last, std::int32_t* users, std::int32_t* items,
+                       float* ratings) {
+  first_ = b;
+  last_ = b + 1;
+  users_.resize(n_runs_);
+  items_.resize(n_runs_);
+  ratings_.resize(n_runs_);
+  Scratch scratch = make_scratch();
+  std::atomic<const char*> fault{nullptr};
+  const std::int64_t block = block_size();
+  for (std::int64_t from = first; from < last && !fault; from += block)
+    deal_block(stream(), from, std::min(last, from + block), scratch, fault);
+  first_ = last_ = 0;
+  if (fault) store_.files->fail(fault);
+  std::copy(users_.begin() + first, users_.begin() + last, users);
+  std::copy(items_.begin() + first, items_.begin() + last, items);
+  std::copy(ratings_.begin() + first, ratings_.begin() + last, ratings);
 }
 
 void Dealer::deal_block(std::uint64_t stream, std::int64_t first, std::int64_t last, Scratch& scratch,

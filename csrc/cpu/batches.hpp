@@ -78,6 +78,11 @@ class Dealer {
   // Deals batch b and as many after it as are worth their memory, in place of those that were dealt before. Raises
   // RatingFileError where ratings cannot be read.
   void deal(std::int64_t b, Team& team);
+  // What runs [first, last) give to batch b, without any other run being read: `users` is [last - first] with -1 where the
+  // last run gives nothing, then `items` and `ratings` say nothing. What was dealt before is gone.
+  void deal_some(std::int64_t b, std::int64_t first, std::int64_t last, std::int32_t* users, std::int32_t* items,
+                 float* ratings);
+  std::int64_t runs() const { return n_runs_; }
   // Begins the grouping of a batch that is dealt.
   void begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const;
 
@@ -98,6 +103,10 @@ class Dealer {
     RatingFiles::Piece piece;
   };
 
+  std::uint64_t stream() const;
+  // Runs that a member of the team deals at a time, and room for it to do so.
+  std::int64_t block_size() const;
+  Scratch make_scratch() const;
   void deal_block(std::uint64_t stream, std::int64_t first, std::int64_t last, Scratch& scratch,
                   std::atomic<const char*>& fault);
   template <typename RatingAt>

@@ -20,6 +20,11 @@ class Trainer {
     grouped_ = -1;
   }
 
+  Dealer& dealer() {
+    grouped_ = -1;
+    return dealer_;
+  }
+
   // One step on batch b of the epoch that was started; `n_ratings` becomes the size of the batch.
   LossValues step(std::int64_t b, const TrainedSide& user, const TrainedCenters& user_centers, const TrainedSide& item,
                   const TrainedCenters& item_centers, StepSetup setup, Team& team, std::int64_t* n_ratings) {

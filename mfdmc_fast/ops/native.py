@@ -348,6 +348,17 @@ class Trainer:
         """Deal the ratings into the batches of an epoch."""
         self._trainer.start_epoch(epoch)
 
+    def dealt(
+        self, batch: int, first: int, last: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Users, items and ratings that runs [first, last) give to a batch, for tests: only these runs are looked at.
+
+        The user is -1 where the last run has no rating for the batch; then item and rating say nothing.
+        """
+        with _data_errors():
+            users, items, ratings = self._trainer.dealt(batch=batch, first=first, last=last)
+        return users, items, ratings
+
     def run(
         self, first: int, last: int, user: Any, item: Any, options: Any, schedule: Any, step: int
     ) -> tuple[npt.NDArray[np.float64], int, bool]:
