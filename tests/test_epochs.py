@@ -12,9 +12,17 @@ import pytest
 import torch
 
 from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig
-from mfdmc_fast.data import BatchIterator, Ratings, RatingsDataset, make_planted_ratings
+from mfdmc_fast.data import (
+    BatchIterator,
+    Ratings,
+    RatingsDataset,
+    Store,
+    StreamedRatings,
+    make_planted_ratings,
+    prepare,
+)
 from mfdmc_fast.epochs import NativeEpochs, TorchEpochs, make_epochs
-from mfdmc_fast.errors import TrainingDiverged
+from mfdmc_fast.errors import ConfigError, TrainingDiverged
 from mfdmc_fast.model import FunkMFModel, MFDMCModel, RatingModel
 from mfdmc_fast.ops import native
 from mfdmc_fast.training import fit
@@ -56,7 +64,7 @@ def _restored_threads() -> Iterator[None]:
 def _model(config: TrainingConfig, data: RatingsDataset, **changes: Any) -> RatingModel:
     kind = MFDMCModel if isinstance(config, MFDMCConfig) else FunkMFModel
     changed = type(config)(**{**config.to_dict(), **changes})
-    return kind(len(data.users), len(data.items), changed, float(data.ratings.mean()))  # type: ignore[arg-type]
+    return kind(len(data.users), len(data.items), changed, data.mean)  # type: ignore[arg-type]
 
 
 def _trained(config: TrainingConfig, data: RatingsDataset, **changes: Any) -> tuple[RatingModel, Any]:
@@ -112,6 +120,38 @@ def test_dealing_a_part_of_an_epoch_at_a_time_changes_nothing(
         parts, parts_history = _trained(CONFIGS["small-batches"], data, backend="cpu")
         assert [e.loss for e in parts_history.epochs] == [e.loss for e in history.epochs]
         assert all(torch.equal(a, b) for a, b in zip(parts.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("prepared")
+    ratings = make_planted_ratings(60, 45, 1300, seed=5)
+    rows = zip(ratings.users.tolist(), ratings.items.tolist(), ratings.ratings.tolist(), strict=True)
+    (folder / "ratings.csv").write_text("".join(f"{u},{i},{r}\n" for u, i, r in rows))
+    return prepare(folder / "ratings.csv", folder / "store")
+
+
+@pytest.mark.parametrize("at_once", [1, 300, 1 << 24])
+@pytest.mark.parametrize("name", ["concat", "small-batches", "one-rating-a-batch", "adagrad", "funkmf"])
+def test_streamed_ratings_train_as_those_in_memory(name: str, at_once: int, store: Store, data: RatingsDataset) -> None:
+    streamed, history = _trained(CONFIGS[name], StreamedRatings(store, at_once), backend="cpu")
+    expected, expected_history = _trained(CONFIGS[name], data, backend="cpu")
+    assert (history.streamed, expected_history.streamed) == (True, False)
+    assert [e.loss for e in history.epochs] == [e.loss for e in expected_history.epochs]
+    assert all(torch.equal(a, b) for a, b in zip(streamed.parameters(), expected.parameters(), strict=True))
+
+
+def test_streamed_ratings_need_the_engine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="backend cpu and at most 65,536 batches an epoch, not with reference"):
+        _trained(CONFIGS["concat"], StreamedRatings(store), backend="reference")
+    monkeypatch.setattr(native, "MAX_BATCHES", 12)
+    with pytest.raises(ConfigError, match="at most 12 batches an epoch, not with cpu and 1,300"):
+        _trained(CONFIGS["one-rating-a-batch"], StreamedRatings(store), backend="cpu")
+
+
+def test_streamed_ratings_that_diverge_say_why(store: Store) -> None:
+    with pytest.raises(TrainingDiverged, match="at a learning rate of"):
+        _trained(FunkMFConfig(learning_rate=1e30), StreamedRatings(store))
 
 
 def test_batches_are_those_of_the_iterator(data: RatingsDataset) -> None:

@@ -85,22 +85,27 @@ class BatchIterator:
             )
 
 
-def deal(n_ratings: int, n_batches: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def deal(n_ratings: int, n_batches: int, seed: int, epoch: int, runs: range | None = None) -> npt.NDArray[np.int64]:
     """Which rating of each run goes to which batch.
 
     Every run has a permutation of its own by Fisher and Yates, with a hash of (seed, epoch, position) as the source of
     random numbers, so that any part of an epoch can be computed by itself, in any language.
 
+    Args:
+        n_ratings, n_batches: of an epoch.
+        seed, epoch: what the permutations depend on.
+        runs: which are wanted; None: all.
+
     Returns:
         [runs, n_batches] int64: rating `run * n_batches + result[run, batch]` goes to `batch`; in the last run that may
         be past the end, then the batch gets none.
     """
-    runs = -(-n_ratings // n_batches)
-    permutation = np.zeros((runs, n_batches), dtype=np.int64)
+    wanted = np.array(range(-(-n_ratings // n_batches)) if runs is None else runs, dtype=np.int64)
+    permutation = np.zeros((len(wanted), n_batches), dtype=np.int64)
     stream = _mix(_mix(np.array([seed], dtype=np.uint64) + _GOLDEN) + np.uint64(epoch))
-    every = np.arange(runs)
+    every = np.arange(len(wanted))
     for k in range(n_batches):
-        counter = (every * n_batches + (k + 1)).astype(np.uint64)
+        counter = (wanted * n_batches + (k + 1)).astype(np.uint64)
         high = _mix(stream + counter * _GOLDEN) >> np.uint64(32)
         j = ((high * np.uint64(k + 1)) >> np.uint64(32)).astype(np.int64)  # uniform in 0 … k
         permutation[:, k] = permutation[every, j]

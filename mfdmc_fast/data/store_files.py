@@ -180,6 +180,8 @@ def _manifest_from(values: Mapping[str, Any]) -> Manifest:
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format_version {values['format_version']!r}")
     fields = {name: values[name] for name in Manifest.__dataclass_fields__}
+    if not isinstance(fields["rating_values"], list | None):
+        raise ValueError("rating_values must be a list")
     low, high = (float(x) for x in fields["rating_scale"])
     fields |= {
         "rating_scale": (low, high),

@@ -155,7 +155,7 @@ class Source:
                         piece = stream.read(wanted - len(data))
                         data, ended = data + piece, not piece
                     cut = len(data) if ended else _cut(data, layout)
-                    if cut == 0:  # a line or quoted field that does not end
+                    if cut == 0 and not ended:  # a line or quoted field that does not end
                         wanted *= 2
                         if wanted > 8 * CHUNK_BYTES:
                             raise DataError(f"a line or quoted field of more than {len(data):,} bytes", source=name)
@@ -240,13 +240,15 @@ def _are_integers(column: pa.ChunkedArray) -> bool:
 
 def _cut(data: bytes, layout: Layout | None) -> int:
     """How many of the bytes are whole lines; 0 where not one is sure to be."""
-    end = b"\n" if b"\n" in data else b"\r"
-    cut = data.rfind(end) + 1
-    if b'"' in data and (layout is None or len(layout.delimiter) == 1):
+    quoted = b'"' in data and (layout is None or len(layout.delimiter) == 1)
+    for end in (b"\n", b"\r"):
+        cut = data.rfind(end) + 1
         # a line end between quotes is part of a field
-        n_quotes = data.count(b'"', 0, cut)
+        n_quotes = data.count(b'"', 0, cut) if quoted else 0
         while n_quotes % 2:
             before = data.rfind(end, 0, cut - 1) + 1
             n_quotes -= data.count(b'"', before, cut)
             cut = before
-    return cut
+        if cut:
+            return cut
+    return 0

@@ -102,13 +102,14 @@ def prepare(
     files = [Source(path, options) for path in _paths(sources)]
     target = Path(os.path.abspath(out))
     check_new(target)
-    with _work_folder(target, _plan(files, options)) as folder, ThreadPoolExecutor(n_workers) as pool:
-        work = _Work(folder, files, options, pool, n_workers, tell)
+    with _work_folder(target, _plan(files, options)) as folder:
         try:
-            parts = work.read()
-            with new_store(target, folder / "store") as writer:
-                fields = work.merge(parts, writer.append)
-                write_manifest(folder / "store", Manifest(**fields, files=writer.finish()))
+            with ThreadPoolExecutor(n_workers) as pool:
+                work = _Work(folder, files, options, pool, n_workers, tell)
+                parts = work.read()
+                with new_store(target, folder / "store") as writer:
+                    fields = work.merge(parts, writer.append)
+                    write_manifest(folder / "store", Manifest(**fields, files=writer.finish()))
         except DataError as error:
             if not isinstance(error.__cause__, OSError):  # other sources or options are needed, hence other parts
                 shutil.rmtree(folder, ignore_errors=True)
