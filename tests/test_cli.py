@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import os
 import pickle
 import re
@@ -107,6 +108,7 @@ class TestTrain:
             "valid_rmse": None,
             "backend": model.history_.backend,
             "batch_size": model.history_.batch_size,
+            "streamed": False,
             "stop_reason": "all epochs done",
             "seed": 0,
         }
@@ -808,6 +810,10 @@ class TestDoctorAndHelp:
         for name in ("ratings.csv", "ratings.parquet", "u1.base", "u1.test"):
             (tmp_path / name).write_bytes((folder / name).read_bytes())
         (tmp_path / "pairs.csv").write_text("user,item\n1,2\n")
+        for year in (2024, 2025):
+            (tmp_path / f"{year}.parquet").write_bytes((folder / "ratings.parquet").read_bytes())
+        (tmp_path / "parts").mkdir()
+        (tmp_path / "parts" / "1.csv.gz").write_bytes(gzip.compress((folder / "ratings.csv").read_bytes()))
         for name, separator in (("u.item", "|"), ("u.user", "|"), ("movies.csv", ",")):
             lines = [separator.join((str(k), f"title {k}", f"label{k % 3}")) for k in range(1, 61)]
             (tmp_path / name).write_text("\n".join([separator.join(("id", "title", "label")), *lines]))

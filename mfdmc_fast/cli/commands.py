@@ -78,9 +78,9 @@ def _root(
 _command(
     "prepare",
     [
-        "mfdmc prepare ratings.csv --out ratings.store, then mfdmc train ratings.store --out model.safetensors",
-        "mfdmc prepare 'parts/*.csv.gz' --out ratings.store --on-bad-row skip",
-        "mfdmc prepare 2024.parquet 2025.parquet --out ratings.store --json",
+        "mfdmc prepare ratings.csv --out ratings.store",
+        "mfdmc prepare 'parts/*.csv.gz' --out parts.store --on-bad-row skip",
+        "mfdmc prepare 2024.parquet 2025.parquet --out years.store --json",
     ],
 )(preparing.prepare)
 
@@ -93,7 +93,7 @@ _command(
         "mfdmc train u1.base --test u1.test --out model.safetensors --json",
         "mfdmc train ratings.csv --model bayesian --out bayesian.safetensors",
         "mfdmc train ratings.parquet --test column:fold=1 --epochs 80 --out model.safetensors",
-        "mfdmc train ratings.store --memory-limit 2GiB --test test.csv --out model.safetensors",
+        "mfdmc train ratings.store --memory-limit 4GiB --test u1.test --out model.safetensors",
         "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
     ],
 )
