@@ -3,8 +3,8 @@
     python -m benchmarks.ingest [--quick] [--ratings 100000000] [--beyond] [--json FILE] [--folder DIR]
 
 - prepare: generated ratings as text, one line a rating in random order, then `mfdmc prepare`; rows/s and the peak of
-  the resident memory of its process. Users (480,000) have log-normal activity, items (18,000) a flattened Zipf law (Zipf
-  and Mandelbrot, shift 1,000), so that few pairs are drawn twice.
+  the resident memory of its process. Users (480,000) have log-normal activity, items (18,000) a flattened Zipf law
+  (Zipf and Mandelbrot, shift 1,000), so that few pairs are drawn twice.
 - train: `MFDMC.fit` for three epochs on the store, with `memory_limit` (2 GiB) and without, in turn, each in a process
   of its own; M ratings/s of the fastest epoch, as other work on the machine only ever slows one down; peak of the
   resident memory, saving included; whether the parameters are the same, bit by bit. And once more from disk, with the

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from benchmarks.bayesian_speed import MYFM, summary
 from benchmarks.calibration import calibration
 from benchmarks.cpu_scaling import gathered_loss, shuffled, zipf_ratings
 from benchmarks.cpu_training import make_model, seconds_to, table_loss
+from benchmarks.ingest import BLOCK, sparse_store, write_text
 from mfdmc_fast.config import MFDMCConfig
-from mfdmc_fast.data import BatchIterator
+from mfdmc_fast.data import BatchIterator, read_ratings
 
 
 @pytest.mark.parametrize("form", [table_loss, gathered_loss])
@@ -40,6 +43,21 @@ def test_generated_ratings() -> None:
     mixed = shuffled(dataset)
     assert mixed.sorted() is not mixed
     np.testing.assert_array_equal(mixed.sorted().item_idx, dataset.item_idx)
+
+
+def test_generated_text_and_sparse_stores(tmp_path: Path) -> None:
+    write_text(tmp_path / "ratings.csv", 20_000)
+    ratings = read_ratings(tmp_path / "ratings.csv")
+    assert ratings.report.rows == 20_000
+    assert ratings.report.repeated_pairs < 500
+    assert ratings.scale == (0.5, 5.0)
+    assert np.abs(np.diff(ratings.users[:100])).min() > 0
+    store = sparse_store(tmp_path / "store", 2 * BLOCK, BLOCK)
+    assert (len(store), store.n_items) == (2 * BLOCK, 2)
+    dataset = store.load()
+    assert (dataset.item_idx == np.repeat([0, 1], BLOCK)).all()
+    assert (dataset.ratings == np.repeat([1, 5], BLOCK)).all()
+    assert store.item_path.stat().st_blocks * 512 < 4.5 * BLOCK
 
 
 def test_seconds_to_a_quality() -> None:
