@@ -27,7 +27,9 @@ int opened(const std::string& path, std::int64_t bytes) {
 
 // Fills `bytes` from `offset` on, and lets the kernel begin with what comes `kPiecesAhead` pieces later.
 const char* read_all(int file, void* to, std::int64_t bytes, std::int64_t offset) {
+#ifdef POSIX_FADV_WILLNEED  // macOS has none
   ::posix_fadvise(file, offset + kPiecesAhead * bytes, bytes, POSIX_FADV_WILLNEED);
+#endif
   char* at = static_cast<char*>(to);
   while (bytes > 0) {
     const ssize_t done = ::pread(file, at, static_cast<std::size_t>(bytes), offset);
