@@ -51,7 +51,7 @@ MODELS: dict[str, Callable[[], RatingEstimator]] = {
     "patience": lambda: MFDMC(**MFDMC_SETTINGS | {"learning_rate": 0.5}, **BEST, patience=2),
     "funkmf": lambda: FunkMF(n_factors=4, epochs=8, backend="cpu"),
     "funkmf-reference": lambda: FunkMF(n_factors=4, epochs=8, backend="reference"),
-    "long": lambda: MFDMC(**MFDMC_SETTINGS | {"epochs": 40}, **BEST),
+    "long": lambda: MFDMC(**MFDMC_SETTINGS | {"epochs": 24}, **BEST),
     "taught": lambda: MFDMC(**MFDMC_SETTINGS, teacher=QUICK_TEACHER),
 }
 
