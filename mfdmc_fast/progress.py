@@ -57,7 +57,9 @@ class ProgressBar(Callback):
     def on_resume(self, epoch: int, source: str) -> None:
         if self._progress is not None:
             # not an update, by which the epochs before would seem to have taken no time
-            self._progress.reset(self._task, completed=epoch * self._n_batches, epoch=f"{epoch}/{self._epochs}")
+            self._progress.reset(
+                self._task, completed=epoch * self._n_batches, epoch=f"{epoch}/{self._epochs}", status=""
+            )
 
     def on_batch_end(self, epoch: int, batch: int) -> None:
         if self._progress is not None:
