@@ -281,8 +281,8 @@ def fold_in(
     """Assignment logits and biases of some rows from their ratings, with the centers and the other side as they are.
 
     Minimizes for each row, x being its embedding and bias, (squared errors of its ratings + (x - prior mean)'
-    precision (x - prior mean)) / number of its ratings + proximity + entropy, by one step of Adam on the logits for each
-    of `rates`; the bias has its best value all the time. A row without ratings follows the prior.
+    precision (x - prior mean)) / number of its ratings + proximity + entropy, by one step of Adam on the logits for
+    each of `rates`; the bias has its best value all the time. A row without ratings follows the prior.
 
     Args:
         side: assignment_logits [R, S] to start from, centers [S, d], n_clusters; bias and l2_scale are not used.
@@ -599,7 +599,7 @@ def _check_row_problem(
     prior: RowPrior,
     expected: Tensor,
 ) -> None:
-    """Raise unless the arguments of `fold_in` fit n rows with embeddings of `dim` numbers, of the kind of `expected`."""
+    """Raise unless the arguments of `fold_in` fit n rows with embeddings of `dim` numbers, in `expected`'s dtype."""
     if partner_embeddings.ndim != 2 or partner_embeddings.shape[1] != dim:
         raise ValueError(f"partner_embeddings must be [M, {dim}], got {list(partner_embeddings.shape)}")
     _check_vectors("partners", {"bias": partner_bias}, len(partner_embeddings))
