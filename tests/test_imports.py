@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["data", "metrics", "ops"], 1),
     "model": 2,
     **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
-    "training": 4,
+    **dict.fromkeys(["fold_in", "training"], 4),
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
     **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
