@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mfdmc_fast.epochs import threads_for
 from mfdmc_fast.model import MFDMCModel, RatingModel, SideName
 from mfdmc_fast.ops import functional
 from mfdmc_fast.ops.types import LossWeights, RowPrior, RowRatings, SideTensors
@@ -47,22 +48,26 @@ def population(model: RatingModel, side: SideName, n_trained: int, noise: float)
         n_trained: rows that were trained; later ones were folded in and are left out.
         noise: variance of a rating around its prediction, above 0.
     """
-    from sklearn.covariance import ledoit_wolf
+    with threads_for(model):
+        return _population(model, side, n_trained, noise)
 
-    rows = embeddings_and_biases(model, side)[:n_trained].double()
-    # shrunk, so that few rows give a covariance that can be inverted
-    covariance = torch.from_numpy(ledoit_wolf(rows.cpu().numpy())[0]).to(rows)
+
+def _population(model: RatingModel, side: SideName, n_trained: int, noise: float) -> Population:
+    kind = embeddings_and_biases(model, side)[:n_trained]  # [n, U]
+    rows = kind.double()
+    variances = rows.var(0)
+    # as if U more rows had shown numbers that do not depend on each other: few rows say little of how they do
+    share = rows.shape[1] / (len(rows) + rows.shape[1])
+    covariance = (1 - share) * torch.cov(rows.T) + share * torch.diag(variances)
     # where all rows are alike, as in a view with one cluster, nothing should move them
-    least = 1e-6 * max(1e-6, float(covariance.diagonal().max()))
-    covariance += least * torch.eye(len(covariance), dtype=rows.dtype, device=rows.device)
+    covariance += 1e-6 * max(1e-6, float(variances.max())) * torch.eye(len(covariance), dtype=rows.dtype).to(rows)
     precision = noise * torch.linalg.inv(covariance)
     if isinstance(model, MFDMCModel):
         views = model.prunable_sides()[side].assignment_weights()
         start = torch.cat([weights[:n_trained].mean(0) for weights in views]).clamp_min(1e-6).log()
     else:
-        start = model.embeddings(side)[:n_trained].mean(0)
-    kind = model.embeddings(side)
-    return Population(rows.mean(0).to(kind), ((precision + precision.T) / 2).to(kind), start.to(kind))
+        start = kind[:, : model.native_parameters(side).table.shape[1]].mean(0)
+    return Population(rows.mean(0).to(kind), ((precision + precision.T) / 2).to(kind), start)
 
 
 def embeddings_and_biases(model: RatingModel, side: SideName) -> Tensor:
@@ -104,10 +109,13 @@ def solve_rows(
     other: SideName = "item" if side == "user" else "user"
     parameters = model.native_parameters(side)
     at = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(model.device)
-    fixed = (model.embeddings(other), model.bias(other), model.global_mean, own, prior)
+    with threads_for(model):
+        embeddings = model.embeddings(other)
+    fixed = (embeddings, model.bias(other), model.global_mean, own, prior)
     if parameters.centers is None:
         # the reference serves every backend here: one system of equations a row
-        table, bias = functional.fold_in_factors(*fixed, backend="reference")
+        with threads_for(model):
+            table, bias = functional.fold_in_factors(*fixed, backend="reference")
     else:
         assert isinstance(model, MFDMCModel)
         table, bias = functional.fold_in(

@@ -24,6 +24,7 @@ from mfdmc_fast.ops.types import LossWeights, RowPrior, RowRatings
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems
 
+Entities = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # users and items of pairs
 Pairs = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 
@@ -81,23 +82,31 @@ def _updated(state: FittedState, ratings: Ratings, *, known_rows: bool) -> Fitte
     users, items = _grown(state.users, ratings.users, "user"), _grown(state.items, ratings.items, "item")
     new = RatingsDataset.encode(ratings, users, items).sorted()
     pairs: Pairs = (new.user_idx, new.item_idx, new.ratings)
-    populations = {}
-    for side, trained in zip(SIDES, (history.n_users, history.n_items), strict=True):
-        populations[side] = population(model, side, trained or n_old[side], noise)
-    for side, vocabulary in zip(SIDES, (users, items), strict=True):
-        append_rows(model, side, len(vocabulary) - n_old[side], populations[side])
     weights = LossWeights()
     if isinstance(model, MFDMCModel):
         last = model.loss_weights(max(1, history.kept_epoch))
         weights = LossWeights(proximity=last.proximity, entropy=last.entropy)
-    of_known_items = new.item_idx < n_old["item"]
-    _solve_new(model, "user", n_old["user"], _taken(pairs, of_known_items), populations["user"], weights)
-    _solve_new(model, "item", n_old["item"], pairs, populations["item"], weights)
-    old = _old_pairs(state.seen, pairs, len(items))
+    trained = {"user": history.n_users or n_old["user"], "item": history.n_items or n_old["item"]}
+    populations: dict[SideName, Population] = {}
+    for side, vocabulary in zip(SIDES, (users, items), strict=True):
+        grows = len(vocabulary) - n_old[side]
+        if grows or known_rows:
+            populations[side] = population(model, side, trained[side], noise)
+        if grows:
+            append_rows(model, side, grows, populations[side])
+    if "user" in populations:
+        of_known_items = _taken(pairs, new.item_idx < n_old["item"])
+        _solve_new(model, "user", n_old["user"], of_known_items, populations["user"], weights)
+    if "item" in populations:
+        _solve_new(model, "item", n_old["item"], pairs, populations["item"], weights)
+    old_users = np.repeat(np.arange(n_old["user"], dtype=np.int32), np.diff(state.seen.offsets))
+    old = old_users, state.seen.items
     if known_rows:
+        old = _not_rated_again(old, pairs, len(items))
         for side in SIDES:
             _move_known(model, side, n_old[side], pairs, old, populations[side])
-    return dataclasses.replace(state, model=model, users=users, items=items, seen=_merged(old, pairs, len(users)))
+    seen = _seen(np.concatenate([old[0], pairs[0]]), np.concatenate([old[1], pairs[1]]), users, items)
+    return dataclasses.replace(state, model=model, users=users, items=items, seen=seen)
 
 
 def _solve_new(
@@ -117,7 +126,7 @@ def _move_known(
     side: SideName,
     n_old: int,
     pairs: Pairs,
-    old: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]],
+    old: Entities,
     like: Population,
 ) -> None:
     """The rows of a side before n_old that have new ratings."""
@@ -166,18 +175,14 @@ def _grown(vocabulary: Vocabulary, ids: npt.NDArray[Any], name: str) -> Vocabula
     return Vocabulary(np.concatenate([vocabulary.ids, added]))
 
 
-def _old_pairs(
-    seen: SeenItems, pairs: Pairs, n_items: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Users and items of the pairs that were rated before and not again."""
-    users = np.repeat(np.arange(len(seen.offsets) - 1, dtype=np.int32), np.diff(seen.offsets))
-    key = users.astype(np.int64) * n_items + seen.items
-    kept = ~np.isin(key, pairs[0].astype(np.int64) * n_items + pairs[1])
-    return users[kept], seen.items[kept]
+def _not_rated_again(old: Entities, pairs: Pairs, n_items: int) -> Entities:
+    """The old pairs without the new ones."""
+    kept = ~np.isin(old[0].astype(np.int64) * n_items + old[1], pairs[0].astype(np.int64) * n_items + pairs[1])
+    return old[0][kept], old[1][kept]
 
 
-def _merged(old: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], pairs: Pairs, n_users: int) -> SeenItems:
-    users, items = np.concatenate([old[0], pairs[0]]), np.concatenate([old[1], pairs[1]])
-    order = np.lexsort((items, users))
-    counts = np.bincount(users, minlength=n_users)
-    return SeenItems(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), items[order].astype(np.int32))
+def _seen(
+    user_idx: npt.NDArray[np.int32], item_idx: npt.NDArray[np.int32], users: Vocabulary, items: Vocabulary
+) -> SeenItems:
+    dataset = RatingsDataset(user_idx, item_idx, np.zeros(len(user_idx), dtype=np.float32), users, items).sorted()
+    return SeenItems(dataset.user_offsets, dataset.item_idx)
