@@ -23,7 +23,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["fold_in", "training"], 4),
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
-    **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
+    **dict.fromkeys(["adapters", "evaluate", "export", "report", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
 OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "autograd", "dispatch", "functional"]

@@ -19,9 +19,10 @@ from typing_extensions import Self
 from mfdmc_fast import __version__, metrics
 from mfdmc_fast.bayesian import SideFeatures
 from mfdmc_fast.config import ModelConfig, config_from_dict
-from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary, holdout, read_features, read_ratings
-from mfdmc_fast.errors import ConfigError, DataError, ModelFileError
+from mfdmc_fast.data import RatingsDataset, Vocabulary, holdout, read_features
+from mfdmc_fast.errors import ConfigError, ModelFileError
 from mfdmc_fast.estimator import updates
+from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired
 from mfdmc_fast.model import Predictor, RatingModel
 from mfdmc_fast.ops import functional
 from mfdmc_fast.ops.types import FeatureBags
@@ -101,8 +102,8 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._check_features(user_features, item_features)
         given = {"user": user_features, "item": item_features}
         sources = {side: read_features(source) for side, source in given.items() if source is not None}
-        ratings = _as_ratings(X, y, rating_scale)
-        watched = None if validation is None else _as_ratings(validation, None, rating_scale)
+        ratings = as_ratings(X, y, rating_scale)
+        watched = None if validation is None else as_ratings(validation, None, rating_scale)
         if watched is None and config.validation_fraction > 0:
             _, ratings, watched = holdout(ratings, config.validation_fraction, config.seed)
         train = RatingsDataset.from_ratings(ratings)
@@ -140,7 +141,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             DataError: ratings of known users and items, or beyond the rating scale. ConfigError: a Bayesian model.
         """
         state = self._state()
-        self._adopt(updates.fold_in(state, _as_ratings(ratings, None, state.rating_scale)))
+        self._adopt(updates.fold_in(state, as_ratings(ratings, None, state.rating_scale)))
         return self
 
     def partial_fit(self, X: Any, y: npt.ArrayLike | None = None) -> Self:  # noqa: N803
@@ -161,7 +162,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if not self.is_fitted:
             return self.fit(X, y)
         state = self._state()
-        self._adopt(updates.partial_fit(state, _as_ratings(X, y, state.rating_scale)))
+        self._adopt(updates.partial_fit(state, as_ratings(X, y, state.rating_scale)))
         return self
 
     def predict(
@@ -199,7 +200,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             fallback of `predict` and count in the errors).
         """
         state = self._state()
-        table = _as_ratings(ratings, None, None)
+        table = as_ratings(ratings, None, None)
         dataset = RatingsDataset.encode(table, state.users, state.items)
         predictions = predict_rows(state.model, dataset.user_idx, dataset.item_idx, state.rating_scale)
         return {
@@ -366,7 +367,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _rows(self, X: Any, items: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # noqa: N803
         """[N] rows of the users and of the items of pairs, -1 for unknown ids; arguments as in `predict`."""
         state = self._state()
-        user_ids, item_ids = _id_columns(X) if items is None else _paired(X, items)
+        user_ids, item_ids = id_columns(X) if items is None else paired(X, items)
         return state.users.encode(user_ids), state.items.encode(item_ids)
 
     @property
@@ -396,38 +397,6 @@ def load_model(path: str | os.PathLike[str], *, device: str | None = None) -> An
     model = RatingEstimator._kinds[state.kind](**state.model.config.to_dict())
     model._adopt(state)
     return model
-
-
-def _as_ratings(source: Any, y: npt.ArrayLike | None, scale: tuple[float, float] | None) -> Ratings:
-    if y is not None:
-        source = (*_id_columns(source), np.asarray(y))
-    return read_ratings(source, rating_scale=scale)
-
-
-def _id_columns(pairs: Any) -> tuple[Any, Any]:
-    """User and item ids of a two-column array, list of pairs or data frame, each with its own dtype."""
-    if hasattr(pairs, "iloc"):
-        columns = [pairs.iloc[:, k].to_numpy() for k in range(pairs.shape[1])]
-    elif hasattr(pairs, "get_columns"):
-        columns = [column.to_numpy() for column in pairs.get_columns()]
-    else:
-        array = np.asarray(pairs)
-        columns = list(array.T) if array.ndim == 2 else []
-    if len(columns) != 2:
-        raise DataError("X must have two columns, user ids and item ids; or pass predict(users, items)")
-    return columns[0], columns[1]
-
-
-def _paired(users: Any, items: Any) -> tuple[Any, Any]:
-    """Two equally long id vectors; a single id is repeated to the length of the other."""
-    n_users, n_items = (1 if np.ndim(x) == 0 else len(x) for x in (users, items))
-    if n_users == n_items:
-        return users, items
-    if np.ndim(users) == 0:
-        return [users] * n_items, items
-    if np.ndim(items) == 0:
-        return users, [items] * n_users
-    raise DataError(f"users and items must be equally long, got {n_users} and {n_items}")
 
 
 def _seen_of(seen: SeenItems, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
