@@ -17,12 +17,17 @@ from mfdmc_fast.epochs import threads_for
 from mfdmc_fast.model import MFDMCModel, RatingModel, SideName
 from mfdmc_fast.ops import functional
 from mfdmc_fast.ops.types import LossWeights, RowPrior, RowRatings, SideTensors
-from mfdmc_fast.optim import ADAM_BETAS, ADAM_EPSILON, rate_factor
+from mfdmc_fast.optim import ADAM_BETAS, rate_factor
 
-# chosen on users held out of MovieLens-1M's training ratings; twice the steps gain .0001 of RMSE
+# steps, and the learning rate of the first, which falls as in training: with three times the rate, rows move that
+# should stay where they are
 STEPS = 60
-# of the first step; the rate falls as in training
-LEARNING_RATE = 0.3
+LEARNING_RATE = 0.1
+# Adam's epsilon in units of the noise variance: with training's, rounding alone would move a row
+EPSILON = 1e-3
+# what every direction varies by at least, as a share of what the bias or number that varies most does: float32 must
+# tell the directions apart
+LEAST_VARIANCE = 1e-3
 
 
 class Population(NamedTuple):
@@ -32,11 +37,13 @@ class Population(NamedTuple):
         mean: [U].
         precision: [U, U], inverse covariance times the noise variance of a rating; see `RowPrior`.
         start: [S] assignment logits of the mean assignment weights, or the mean factors.
+        noise: that variance.
     """
 
     mean: Tensor
     precision: Tensor
     start: Tensor
+    noise: float
 
 
 def population(model: RatingModel, side: SideName, n_trained: int, noise: float) -> Population:
@@ -60,14 +67,15 @@ def _population(model: RatingModel, side: SideName, n_trained: int, noise: float
     share = rows.shape[1] / (len(rows) + rows.shape[1])
     covariance = (1 - share) * torch.cov(rows.T) + share * torch.diag(variances)
     # where all rows are alike, as in a view with one cluster, nothing should move them
-    covariance += 1e-6 * max(1e-6, float(variances.max())) * torch.eye(len(covariance), dtype=rows.dtype).to(rows)
+    least = LEAST_VARIANCE * max(1e-6, float(variances.max()))
+    covariance += least * torch.eye(len(covariance), dtype=rows.dtype, device=rows.device)
     precision = noise * torch.linalg.inv(covariance)
     if isinstance(model, MFDMCModel):
         views = model.prunable_sides()[side].assignment_weights()
         start = torch.cat([weights[:n_trained].mean(0) for weights in views]).clamp_min(1e-6).log()
     else:
         start = kind[:, : model.native_parameters(side).table.shape[1]].mean(0)
-    return Population(rows.mean(0).to(kind), ((precision + precision.T) / 2).to(kind), start)
+    return Population(rows.mean(0).to(kind), ((precision + precision.T) / 2).to(kind), start, noise)
 
 
 def embeddings_and_biases(model: RatingModel, side: SideName) -> Tensor:
@@ -92,8 +100,9 @@ def solve_rows(
     side: SideName,
     rows: np.ndarray,
     own: RowRatings,
-    prior: RowPrior,
+    like: Population,
     *,
+    means: Tensor | None = None,
     weights: LossWeights,
 ) -> None:
     """Solve rows of a side in place, from where they are.
@@ -103,12 +112,14 @@ def solve_rows(
         side: of the rows.
         rows: [R] distinct row numbers, R at least 1.
         own: their ratings.
-        prior: of each.
+        like: the side's population.
+        means: [R, U] means of the rows' priors; None: the population's.
         weights: of proximity and entropy; models without clusters have neither.
     """
     other: SideName = "item" if side == "user" else "user"
     parameters = model.native_parameters(side)
     at = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(model.device)
+    prior = RowPrior(like.mean.expand(len(rows), -1) if means is None else means, like.precision)
     with threads_for(model):
         embeddings = model.embeddings(other)
     fixed = (embeddings, model.bias(other), model.global_mean, own, prior)
@@ -125,7 +136,7 @@ def solve_rows(
             weights=weights,
             rates=[LEARNING_RATE * rate_factor("cosine", step, STEPS) for step in range(STEPS)],
             betas=ADAM_BETAS,
-            epsilon=ADAM_EPSILON,
+            epsilon=EPSILON * like.noise,
             backend=model.config.backend,
         )
     parameters.table.data[at] = table

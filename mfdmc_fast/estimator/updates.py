@@ -20,7 +20,7 @@ from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.fold_in import Population, append_rows, embeddings_and_biases, population, solve_rows
 from mfdmc_fast.model import SIDES, MFDMCModel, RatingModel, SideName
-from mfdmc_fast.ops.types import LossWeights, RowPrior, RowRatings
+from mfdmc_fast.ops.types import LossWeights, RowRatings
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems
 
@@ -41,11 +41,12 @@ def fold_in(state: FittedState, ratings: Ratings) -> FittedState:
     """
     known = (state.users.encode(ratings.users) >= 0) & (state.items.encode(ratings.items) >= 0)
     if known.any():
-        row = int(np.argmax(known))
+        first = int(np.argmax(known))
+        user, item = (ids[first : first + 1].tolist()[0] for ids in (ratings.users, ratings.items))
         raise DataError(
-            f"{int(known.sum())} ratings are of users and items that the model knows, the first of user"
-            f" {ratings.users[row]!r} and item {ratings.items[row]!r}; fold_in takes new users and items, partial_fit"
-            " (mfdmc fold-in --update) takes these ratings too",
+            f"{int(known.sum())} ratings are of users and items that the model knows, the first of user {user!r} and"
+            f" item {item!r}; fold_in takes new users and items, partial_fit (mfdmc fold-in --update) takes these"
+            " ratings too",
             source=ratings.source,
         )
     return _updated(state, ratings, known_rows=False)
@@ -117,8 +118,7 @@ def _solve_new(
     rows = np.arange(n_old, model.n_entities[side])
     if len(rows):
         grouped = _grouped(_taken(pairs, own >= n_old), side, rows, model)
-        prior = RowPrior(like.mean.expand(len(rows), -1), like.precision)
-        solve_rows(model, side, rows, grouped, prior, weights=weights)
+        solve_rows(model, side, rows, grouped, like, weights=weights)
 
 
 def _move_known(
@@ -146,9 +146,9 @@ def _move_known(
         np.concatenate([old_items, items]),
         np.concatenate([fitted, ratings]),
     )
-    prior = RowPrior(embeddings_and_biases(model, side)[torch.from_numpy(rows)], like.precision)
+    means = embeddings_and_biases(model, side)[torch.from_numpy(rows)]
     # memberships are as sharp as training made them; sharpening them again with every update would go too far
-    solve_rows(model, side, rows, _grouped(both, side, rows, model), prior, weights=LossWeights())
+    solve_rows(model, side, rows, _grouped(both, side, rows, model), like, means=means, weights=LossWeights())
 
 
 def _grouped(pairs: Pairs, side: SideName, rows: npt.NDArray[Any], model: RatingModel) -> RowRatings:
