@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from mfdmc_fast.config import FunkMFConfig, MFDMCConfig
 from mfdmc_fast.data import Ratings, make_planted_ratings
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator, load_model
-from mfdmc_fast.fold_in import population
+from mfdmc_fast.fold_in import embeddings_and_biases, population
 from mfdmc_fast.model import FunkMFModel, MFDMCModel
 from mfdmc_fast.training import TrainingHistory
 
@@ -284,13 +285,15 @@ def _model(kind: str, n_users: int) -> MFDMCModel | FunkMFModel:
     return FunkMFModel(n_users, 4, FunkMFConfig(n_factors=3, factor_scale=1.0))
 
 
+def _counts(n: int, each: int) -> Tensor:
+    return torch.full((n,), each)
+
+
 @pytest.mark.parametrize("kind", ["mfdmc", "funkmf"])
-def test_the_population_of_many_rows(kind: str) -> None:
+def test_the_population_of_many_rows_with_many_ratings(kind: str) -> None:
     model = _model(kind, 4000)
-    found = population(model, "user", 4000, noise=0.5)
-    bias = model.bias("user")
-    assert bias is not None
-    rows = torch.cat([model.embeddings("user"), bias[:, None]], dim=1).double()
+    found = population(model, "user", _counts(4000, 10**9), _counts(4, 10**9), noise=0.5)
+    rows = embeddings_and_biases(model, "user").double()
     torch.testing.assert_close(found.mean.double(), rows.mean(0), rtol=1e-5, atol=1e-6)
     size = rows.shape[1] - 1  # without the bias, which is 0 in all rows
     covariance = torch.linalg.inv(found.precision.double() / 0.5)
@@ -298,12 +301,29 @@ def test_the_population_of_many_rows(kind: str) -> None:
     assert torch.equal(found.precision, found.precision.T)
 
 
+def test_what_few_ratings_leave_open_widens_the_population() -> None:
+    """The mean over rows of (ratings / noise · mean of y y' + covariance^-1)^-1, matrix by matrix."""
+    model = _model("funkmf", 50)
+    assert isinstance(model, FunkMFModel)
+    assert model.user_bias is not None
+    model.user_bias.data = torch.linspace(-1, 1, 50)
+    counts, partner_counts = torch.arange(1, 51), torch.tensor([5, 1, 2, 8])
+    certain = population(model, "user", counts * 10**9, partner_counts, noise=0.3)
+    covariance = torch.linalg.inv(certain.precision.double() / 0.3)
+    y = torch.cat([model.item_factors.detach(), torch.ones(4, 1)], dim=1).double()
+    mean = sum(n * torch.outer(row, row) for n, row in zip(partner_counts.tolist(), y, strict=True)) / 16
+    left_open = [torch.linalg.inv(c / 0.3 * mean + torch.linalg.inv(covariance)) for c in counts.tolist()]
+    expected = covariance + torch.stack(left_open).mean(0)
+    found = population(model, "user", counts, partner_counts, noise=0.3)
+    torch.testing.assert_close(torch.linalg.inv(found.precision.double() / 0.3), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_rows_that_were_folded_in_are_not_the_population() -> None:
     model = _model("funkmf", 30)
-    before = population(model, "user", 20, noise=0.5)
+    before = population(model, "user", _counts(20, 5), _counts(4, 25), noise=0.5)
     assert isinstance(model, FunkMFModel)
     model.user_factors.data[20:] = 100
-    after = population(model, "user", 20, noise=0.5)
+    after = population(model, "user", _counts(20, 5), _counts(4, 25), noise=0.5)
     assert all(torch.equal(a, b) for a, b in zip(before[:3], after[:3], strict=True))
 
 
@@ -315,7 +335,7 @@ def test_the_population_of_few_or_equal_rows_can_be_used(kind: str, n_trained: i
         if alike:
             table = model.native_parameters("user").table
             table.data[:] = table.data[:1].clone()
-        found = population(model, "user", n_trained, noise=0.5)
+        found = population(model, "user", _counts(n_trained, 1), _counts(4, 1), noise=0.5)
         assert found.precision.isfinite().all()
         assert (torch.linalg.eigvalsh(found.precision.double()) > 0).all()
 

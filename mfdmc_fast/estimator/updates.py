@@ -18,7 +18,7 @@ import torch
 
 from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary
 from mfdmc_fast.errors import ConfigError, DataError
-from mfdmc_fast.fold_in import Population, append_rows, embeddings_and_biases, population, solve_rows
+from mfdmc_fast.fold_in import Population, append_rows, embeddings_and_biases, other_side, population, solve_rows
 from mfdmc_fast.model import SIDES, MFDMCModel, RatingModel, SideName
 from mfdmc_fast.ops.types import LossWeights, RowRatings
 from mfdmc_fast.scoring import predict_rows
@@ -88,11 +88,13 @@ def _updated(state: FittedState, ratings: Ratings, *, known_rows: bool) -> Fitte
         last = model.loss_weights(max(1, history.kept_epoch))
         weights = LossWeights(proximity=last.proximity, entropy=last.entropy)
     trained = {"user": history.n_users or n_old["user"], "item": history.n_items or n_old["item"]}
+    every = {"user": np.diff(state.seen.offsets), "item": np.bincount(state.seen.items, minlength=n_old["item"])}
+    counts = {side: torch.from_numpy(every[side][: trained[side]]).to(model.device) for side in SIDES}
     populations: dict[SideName, Population] = {}
     for side, vocabulary in zip(SIDES, (users, items), strict=True):
         grows = len(vocabulary) - n_old[side]
         if grows or known_rows:
-            populations[side] = population(model, side, trained[side], noise)
+            populations[side] = population(model, side, counts[side], counts[other_side(side)], noise)
         if grows:
             append_rows(model, side, grows, populations[side])
     if "user" in populations:
