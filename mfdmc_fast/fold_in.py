@@ -1,8 +1,9 @@
 """Fold-in: rows of a trained model solved from ratings, with the centers and the other side as they are.
 
 A row's prior is what the trained rows of its side are like: a normal distribution with their mean and their covariance,
-widened by what their ratings leave open. It stands in the place of the L2 terms of training, which know nothing of how embeddings are spread; proximity and entropy
-keep the weights of the last epoch, so that memberships are as sharp as in training.
+widened by what their ratings leave open. It stands in the place of the L2 terms of training, which know nothing of how
+embeddings are spread; proximity and entropy keep the weights of the last epoch, so that memberships are as sharp as in
+training.
 """
 
 from __future__ import annotations
