@@ -12,8 +12,8 @@
 - *time*, MovieLens-100k and amazon-hin: a model of the first 90 % of the ratings; half of the last 10 %, drawn at
   random, is given to it and the other half is the test.
 
-Times are medians of five. The prior, the steps and the learning rate of fold-in were chosen on held-out users of another
-seed, and on the time splits. `--quick`: one round on generated ratings.
+Times are medians of five. The prior, the steps and the learning rate of fold-in were chosen on held-out users of
+another seed, and on the time splits. `--quick`: one round on generated ratings.
 """
 
 from __future__ import annotations
