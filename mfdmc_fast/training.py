@@ -62,6 +62,9 @@ class TrainingHistory:
         kept_epoch: the epoch whose parameters the model has.
         seconds: wall time of the whole run; of a resumed one, without what was lost.
         teacher_seconds: of which the teacher took; 0 without one.
+        train_rmse: of the kept parameters on the training ratings, a teacher's student included; None where a model
+            has none. How far a rating lies from its prediction, as fold-in takes it.
+        n_users, n_items: rows that were trained; those of the model beyond them were folded in. 0: not recorded.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -72,6 +75,9 @@ class TrainingHistory:
     kept_epoch: int = 0
     seconds: float = 0.0
     teacher_seconds: float = 0.0
+    train_rmse: float | None = None
+    n_users: int = 0
+    n_items: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -20,10 +20,10 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["data", "metrics", "ops", "tensor_files"], 1),
     "model": 2,
     **dict.fromkeys(["checkpoints", "epochs", "optim", "pruning", "scoring"], 3),
-    "training": 4,
+    **dict.fromkeys(["fold_in", "training"], 4),
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
-    **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
+    **dict.fromkeys(["adapters", "evaluate", "export", "report", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
 OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "autograd", "dispatch", "functional"]

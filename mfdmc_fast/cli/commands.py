@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 import mfdmc_fast
-from mfdmc_fast.cli import reporting, training, validating
+from mfdmc_fast.cli import reporting, training, updating, validating
 from mfdmc_fast.cli.options import DataOptions, with_data_options
 from mfdmc_fast.cli.output import Output, errors_to_exit_codes
 from mfdmc_fast.cli.shared import JsonFlag, ModelPath, QuietFlag, RatingsPath, fold_row, show_values
@@ -230,6 +230,22 @@ _command(
         "mfdmc report model.safetensors --items movies.csv --title 'Films' --out report.html --json",
     ],
 )(reporting.report)
+
+
+_command(
+    "fold-in",
+    [
+        "mfdmc fold-in model.safetensors new-users.csv --out model2.safetensors",
+        "mfdmc fold-in model.safetensors today.csv --update --out model.safetensors --json",
+    ],
+)(updating.fold_in)
+_command(
+    "export",
+    [
+        "mfdmc export model.safetensors --out vectors",
+        "mfdmc export model.safetensors --out vectors --format npy --faiss hnsw --onnx",
+    ],
+)(updating.export)
 
 
 @_command("demo", ["mfdmc demo", "mfdmc demo --seed 3 --out demo.safetensors"])

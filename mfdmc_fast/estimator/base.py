@@ -23,14 +23,18 @@ from mfdmc_fast.checkpoints import Checkpoints, digest
 from mfdmc_fast.config import ModelConfig, TrainingConfig, config_from_dict, with_unit
 from mfdmc_fast.data import RatingsDataset, Vocabulary, holdout, read_features
 from mfdmc_fast.errors import ConfigError, ModelFileError
+from mfdmc_fast.estimator import updates
 from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired
-from mfdmc_fast.model import SIDES, Predictor
+from mfdmc_fast.model import SIDES, Predictor, RatingModel
 from mfdmc_fast.ops import functional
 from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, ids_to_arrays, load_state, save_state
 from mfdmc_fast.training import Callback, TrainingHistory
 from mfdmc_fast.training import fit as train_model
+
+# training ratings that a fit's error on them is measured on
+_RATINGS_FOR_ERROR = 1_000_000
 
 
 class Recommendations(NamedTuple):
@@ -133,6 +137,48 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             callbacks = [*callbacks, ProgressBar()]
         with checkpoints or nullcontext():
             self._fit_dataset(config, train, validation, callbacks, scale, features, checkpoints)
+        return self
+
+    def fold_in(self, ratings: Any) -> Self:
+        """Add users and items that were not in training, by their ratings; whom the model knows stays as it is.
+
+        New users are solved on the items that the model knows, then new items on all their users. Nothing else moves,
+        so predictions for known pairs stay the same. Embeddings and biases are those with the smallest squared errors
+        under a normal prior with mean and covariance of the trained rows; with clusters, in the span of the memberships
+        and with the last epoch's weights of proximity and entropy. Deterministic.
+
+        Args:
+            ratings: anything `read_ratings` takes; every rating of a new user, a new item or both.
+
+        Returns:
+            self. `users_`, `items_` have the new ids at their end, and `recommend` leaves out what new users rated.
+
+        Raises:
+            DataError: ratings of known users and items, or beyond the rating scale. ConfigError: a Bayesian model.
+        """
+        state = self._state()
+        self._adopt(updates.fold_in(state, as_ratings(ratings, None, state.rating_scale)))
+        return self
+
+    def partial_fit(self, X: Any, y: npt.ArrayLike | None = None) -> Self:  # noqa: N803
+        """Take in new ratings without training again; fold-in for new users and items, and known ones move.
+
+        A known user or item is pulled to where it was by its old ratings, in whose place the model's own predictions
+        stand. Centers and whoever has no new rating stay as they are. An unfitted estimator is fitted.
+
+        Args:
+            X, y: as in `fit`. A pair that was rated before gets the new rating.
+
+        Returns:
+            self.
+
+        Raises:
+            As `fold_in`.
+        """
+        if not self.is_fitted:
+            return self.fit(X, y)
+        state = self._state()
+        self._adopt(updates.partial_fit(state, as_ratings(X, y, state.rating_scale)))
         return self
 
     def predict(
@@ -326,6 +372,12 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 **{name: digest(*ids_to_arrays(vocabulary).values()) for name, vocabulary in ids.items()},
             )
         history = self._train(model, train, validation, callbacks, scale, features, checkpoints)
+        history.n_users, history.n_items = len(train.users), len(train.items)
+        if isinstance(model, RatingModel):
+            # for fold-in, to which evenly spread ones say as much as all
+            some = slice(None, None, max(1, len(train) // _RATINGS_FOR_ERROR))
+            predictions = predict_rows(model, train.user_idx[some], train.item_idx[some], scale)
+            history.train_rmse = metrics.rmse(predictions, train.ratings[some])
         seen = SeenItems(train.user_offsets, train.item_idx)
         self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
 
