@@ -91,9 +91,9 @@ def adam_steps(
     Returns:
         [steps, 9]; a row, on the device and in the accumulator dtype, is what `Update.step` holds.
     """
-    t = np.arange(1, len(rates["assignment_logits"]) + 1)
+    t = np.arange(1, len(rates["assignment_logits"]) + 1, dtype=np.float64)
     whole = [betas[0], betas[1], 1 - betas[0], 1 - betas[1], epsilon]
-    return _steps(rates, 1 - betas[0] ** t, 1 / np.sqrt(1 - betas[1] ** t), whole)
+    return _steps(rates, 1 - np.power(betas[0], t), 1 / np.sqrt(1 - np.power(betas[1], t)), whole)
 
 
 def adagrad_steps(rates: Mapping[str, npt.NDArray[np.float64]], *, epsilon: float) -> npt.NDArray[np.float64]:
@@ -182,7 +182,7 @@ def batch_pass(
         len(spread[0]),
         len(spread[1]),
         AT_ONCE=_SUMS_AT_ONCE,
-        num_warps=4,
+        **launch.options(4),
     )
     return terms
 

@@ -149,7 +149,7 @@ def add_spread(side: SideParameters, loss: Tensor, grad: Tensor) -> Tensor:
         KB=block,
         KP=clusters,
         ACC=launch.language_dtype(grad.dtype),
-        num_warps=max(1, min(4, block * clusters // 512)),
+        **launch.options(max(1, min(4, block * clusters // 512))),
     )
     return terms.view(-1)
 
@@ -181,5 +181,5 @@ def step_centers(side: SideParameters, grad: Tensor, update: Update, state: Mapp
         ROWS=rows,
         DP=dim,
         ACC=launch.language_dtype(grad.dtype),
-        num_warps=4 if rows * dim > 512 else 1,
+        **launch.options(4 if rows * dim > 512 else 1),
     )

@@ -62,9 +62,9 @@ def softmax_of_view(p_logits, b_start, m_rows, first, n_clusters, KP: tl.constex
     """
     b_k = tl.arange(0, KP)
     m_k = (b_k < n_clusters)[None, :]
-    b_logits = tl.load(
-        p_logits + b_start[:, None] + (first + b_k)[None, :], mask=m_rows[:, None] & m_k, other=0.0
-    ).to(ACC)
+    b_logits = tl.load(p_logits + b_start[:, None] + (first + b_k)[None, :], mask=m_rows[:, None] & m_k, other=0.0).to(
+        ACC
+    )
     b_x = tl.where(m_k, b_logits, -float("inf"))
     # two differences: the sum of the largest logit and the logarithm would round where logits are large
     b_x = b_x - tl.max(b_x, 1)[:, None]

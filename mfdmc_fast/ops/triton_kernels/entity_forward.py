@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -164,7 +163,7 @@ def entity_forward(
             n_views,
             views_each,
             **entity_constants(side, tile, combine),
-            num_warps=tile.warps,
+            **launch.options(tile.warps),
         )
     return Embedded(z, bias, sums, dim)
 

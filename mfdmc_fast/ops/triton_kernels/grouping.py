@@ -1,4 +1,4 @@
-"""Ratings of a batch in the order of one side's rows, and their segments cut into chunks, without waiting for the device.
+"""Ratings of a batch in the order of one side's rows, their segments cut into chunks; never waits for the device.
 
 Every size follows from the number of rows and ratings, so that a step can be recorded as a CUDA graph: what is not
 needed is marked by rank R, which no kernel works on.

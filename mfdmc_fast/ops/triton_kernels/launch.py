@@ -1,7 +1,7 @@
 """What all launchers share: tile sizes by shape, view offsets on the device, and the interpreter's one repair.
 
-Tiles are chosen from shapes alone, never by timing or by the device, so that sums are taken in the same order everywhere.
-Triton decides when a kernel is defined whether it is interpreted; `INTERPRETED` keeps that decision.
+Tiles are chosen from shapes alone, never by timing or by the device, so that sums are taken in the same order
+everywhere. Triton decides when a kernel is defined whether it is interpreted; `INTERPRETED` keeps that decision.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mfdmc_fast.errors import BackendUnavailable
-
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
-# elements of a view's centers, both lengths rounded up to powers of 2, that one program holds
-MAX_VIEW_ELEMENTS = 16_384
 # of entity_backward: bounds the partial sums of the centers' gradient, and how long adding them up takes
 MAX_PROGRAMS = 512
+# of a list, taken by one program
+LIST_TILE = 1024
 # programs of entity kernels from which on they do all views of their rows: a row is then read by one program only
 _ENOUGH_PROGRAMS = 1024
 
@@ -69,24 +67,21 @@ class RatingTile(NamedTuple):
     warps: int
 
 
+class Tile(NamedTuple):
+    """Rows and columns of a tile, powers of 2, and warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
 def power_of_2(n: int) -> int:
     """The least power of 2 that is n or more."""
     return 1 << max(0, n - 1).bit_length()
 
 
-def view_elements(n_clusters: tuple[int, ...], view_dim: int) -> int:
-    """Elements of the padded centers of the largest view: what must not be above MAX_VIEW_ELEMENTS."""
-    return power_of_2(max(n_clusters)) * power_of_2(view_dim)
-
-
 def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) -> EntityTile:
-    """Tile of the entity kernels for the clusters and dtype of a side; `benchmarks.triton_resources` has the registers.
-
-    Raises:
-        BackendUnavailable: a view is too large.
-    """
-    if view_elements(n_clusters, view_dim) > MAX_VIEW_ELEMENTS:
-        raise BackendUnavailable(why_not_shape(max(n_clusters), view_dim))
+    """Tile of the entity kernels of a side; `benchmarks.triton_resources` writes down what registers they take."""
     clusters, dim = power_of_2(max(n_clusters)), power_of_2(view_dim)
     use_dot = dim >= 16 and accumulator(dtype) == torch.float32
     if use_dot:
@@ -108,12 +103,28 @@ def rating_tile(embedding_dim: int) -> RatingTile:
     return RatingTile(1, max(2, min(32, 512 // dim)), dim, 1 if dim <= 256 else 4)
 
 
-def why_not_shape(n_clusters: int, view_dim: int) -> str:
-    """The sentence that refuses a view that is too large."""
-    return (
-        f"it takes views with at most {MAX_VIEW_ELEMENTS} numbers in their centers, clusters and view_dim each rounded"
-        f" up to a power of 2, not {n_clusters} x {view_dim}"
-    )
+def pair_tile(embedding_dim: int) -> Tile:
+    """Pairs at a time and padded embedding of `score_pairs`: 16 numbers of either side in a thread."""
+    dim = power_of_2(embedding_dim)
+    if INTERPRETED:
+        return Tile(4096, dim, 4)
+    return Tile(max(1, 2048 // dim), dim, 4)
+
+
+def usage_tile(n_clusters: tuple[int, ...]) -> Tile:
+    """Rows and clusters at a time of `cluster_usage`."""
+    clusters = power_of_2(max(n_clusters))
+    return Tile(max(1, (65_536 if INTERPRETED else 1024) // clusters), clusters, 4)
+
+
+def score_tile() -> Tile:
+    """Users and items at a time of `top_items`."""
+    return Tile(256, 1024, 4) if INTERPRETED else Tile(32, 64, 4)
+
+
+def options(warps: int) -> dict[str, Any]:
+    """What a kernel is compiled with besides its constants; Triton 3.9 warns where the fusing is left to it."""
+    return {"num_warps": warps, "enable_fp_fusion": True}
 
 
 def views_of_a_program(n_views: int, n_tiles: int) -> int:

@@ -146,6 +146,6 @@ def rating_pass(own: Embedded, other: Embedded, groups: Groups, loss: Tensor, *,
         STEP=tile.step,
         DP=tile.dim,
         ACC=launch.language_dtype(z.dtype),
-        num_warps=tile.warps,
+        **launch.options(tile.warps),
     )
     return RatingGradients(z, bias, squared)
