@@ -36,6 +36,7 @@ class Backend:
             a power of 2, that it takes.
         why_unavailable: None where the backend can run on this machine, else a sentence that says how to get it.
         interprets: whether it also serves CPU tensors, slowly, and so by explicit name only.
+        hint: what to add where it is named for CPU tensors and does not interpret.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Backend:
     max_columns: Mapping[str, int] = field(default_factory=dict, repr=False)
     max_view: Mapping[str, int] = field(default_factory=dict, repr=False)
     interprets: Callable[[], bool] = field(default=lambda: False, repr=False)
+    hint: str = field(default="", repr=False)
 
     def why_not(
         self,
@@ -62,7 +64,8 @@ class Backend:
             return f"it has no kernel for {op}"
         interpreted = by_name and device.type == "cpu" and self.interprets()
         if self.devices is not None and device.type not in self.devices and not interpreted:
-            return f"it serves {', '.join(sorted(self.devices))} tensors, not {device.type}"
+            hint = self.hint if by_name and device.type == "cpu" else ""
+            return f"it serves {', '.join(sorted(self.devices))} tensors, not {device.type}{hint}"
         if dtype not in self.dtypes.get(op, {dtype}):
             return f"it serves {', '.join(sorted(map(str, self.dtypes[op])))} for {op}, not {dtype}"
         if columns > self.max_columns.get(op, columns):
@@ -94,6 +97,7 @@ BACKENDS = {
             max_columns=dict.fromkeys(("batch_loss", "score_pairs"), triton_backend.MAX_COLUMNS),
             max_view=dict.fromkeys(("batch_loss", "score_pairs"), triton_backend.MAX_VIEW),
             interprets=environment.triton_interprets,
+            hint=" (CPU tensors only in Triton's interpreter, slowly: set the environment variable TRITON_INTERPRET=1)",
         ),
         Backend(
             name="cpu",
