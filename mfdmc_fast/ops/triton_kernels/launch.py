@@ -91,8 +91,9 @@ def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) 
     elements = clusters * dim
     if INTERPRETED:
         return EntityTile(max(1, min(1024, (1 << 20) // elements)), clusters, dim, False, 4)
-    rows = max(1, min(32, 2048 // elements))
-    return EntityTile(rows, clusters, dim, False, max(1, min(8, rows * elements // 512)))
+    # 8 numbers of the three-dimensional products in each thread: with 16 there are spills
+    rows = max(1, min(16, 2048 // elements))
+    return EntityTile(rows, clusters, dim, False, max(1, min(8, rows * elements // 256)))
 
 
 def rating_tile(embedding_dim: int) -> RatingTile:
