@@ -153,17 +153,18 @@ def _calls(n_clusters: tuple[int, ...], view_dim: int, combine: str, dtype: torc
     }
 
 
-def resources(architecture: int, shape: str) -> list[Resources]:
-    """What every kernel takes for a named shape.
+def resources(architecture: int, shape: str, only: str | None = None) -> list[Resources]:
+    """What every kernel takes for a named shape, or those of one call.
 
     Raises:
         RuntimeError: Triton interprets in this process; kernels compile in another only.
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: kernels are interpreted in this process and cannot be compiled")
+    calls = {name: run for name, run in _calls(*SHAPES[shape]).items() if only in (None, name)}
     return [
         _resources_of(kernel, shape, call, architecture, warps, code)
-        for kernel, call, warps, code in _compiled(architecture, _calls(*SHAPES[shape]))
+        for kernel, call, warps, code in _compiled(architecture, calls)
     ]
 
 
@@ -216,9 +217,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", type=int, nargs="+", default=ARCHITECTURES, metavar="90")
     parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--only", metavar="adam", help="kernels of one call, as the table names them")
     parser.add_argument("--json", type=Path, default=RESULTS / "triton_resources.json")
     arguments = parser.parse_args()
-    rows = [row for a in arguments.architecture for shape in arguments.shape for row in resources(a, shape)]
+    rows = [
+        row for a in arguments.architecture for shape in arguments.shape for row in resources(a, shape, arguments.only)
+    ]
     command = "python -m benchmarks.triton_resources " + " ".join(sys.argv[1:])
     values = provenance(command.strip()) | {"triton": triton.__version__, "kernels": [asdict(row) for row in rows]}
     write_json(arguments.json, values)

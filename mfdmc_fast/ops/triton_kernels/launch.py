@@ -83,7 +83,8 @@ def power_of_2(n: int) -> int:
 def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) -> EntityTile:
     """Tile of the entity kernels of a side; `benchmarks.triton_resources` writes down what registers they take."""
     clusters, dim = power_of_2(max(n_clusters)), power_of_2(view_dim)
-    use_dot = dim >= 16 and accumulator(dtype) == torch.float32
+    # operands of a dot go through shared memory, of which 16 rows of a larger view would take more than some GPUs have
+    use_dot = dim >= 16 and clusters <= 256 and accumulator(dtype) == torch.float32
     if use_dot:
         clusters = max(16, clusters)
         warps = 4 if clusters * dim <= 2048 else 8
