@@ -92,7 +92,7 @@ def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) 
     elements = clusters * dim
     if INTERPRETED:
         return EntityTile(max(1, min(1024, (1 << 20) // elements)), clusters, dim, False, 4)
-    # 8 numbers of the three-dimensional products in each thread: with 16 there are spills
+    # 8 numbers of the three-dimensional products in each thread
     rows = max(1, min(16, 2048 // elements))
     return EntityTile(rows, clusters, dim, False, max(1, min(8, rows * elements // 256)))
 
@@ -127,6 +127,18 @@ def score_tile() -> Tile:
 def options(warps: int) -> dict[str, Any]:
     """What a kernel is compiled with besides its constants; Triton 3.9 warns where the fusing is left to it."""
     return {"num_warps": warps, "enable_fp_fusion": True}
+
+
+def backward_options(tile: EntityTile) -> dict[str, Any]:
+    """The same for the kernels with the most values at a time.
+
+    ptxas would rather spill a few bytes in their loops than let fewer programs share a processor. So many registers,
+    for 5 programs of 4 warps or 3 of 8, are enough for all architectures and optimizers; larger views take what they
+    need.
+    """
+    if tile.clusters * tile.dim > 512:
+        return options(tile.warps)
+    return options(tile.warps) | {"maxnreg": 96 if tile.warps <= 4 else 80}
 
 
 def views_of_a_program(n_views: int, n_tiles: int) -> int:
