@@ -235,8 +235,9 @@ class MFDMCModel(RatingModel):
     @property
     def training_backend(self) -> str:
         centers = self.user.centers
-        columns = max(functional.columns_of(side.tensors()) for side in (self.user, self.item))
-        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend, columns).name
+        sides = self.user.tensors(), self.item.tensors()
+        limits = functional.columns_of(*sides), functional.view_of(*sides)
+        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend, *limits).name
 
     def native_parameters(self, side: SideName) -> native.SideParameters:
         return native.SideParameters.of(self._side(side).tensors())

@@ -73,7 +73,7 @@ def batch_loss(
     if not spread_margin >= 0:
         raise ValueError(f"spread_margin must be 0 or more, got {spread_margin}")
     chosen = dispatch.choose(
-        "batch_loss", user.centers.device, user.centers.dtype, backend, max(columns_of(user), columns_of(item))
+        "batch_loss", user.centers.device, user.centers.dtype, backend, columns_of(user, item), view_of(user, item)
     )
     terms = chosen.ops["batch_loss"](
         user,
@@ -158,7 +158,9 @@ def score_pairs(
     """
     _check_sides(user, item, combine)
     _check_indices(len(user.assignment_logits), len(item.assignment_logits), user_idx, item_idx, user.centers.device)
-    chosen = dispatch.choose("score_pairs", user.centers.device, user.centers.dtype, backend)
+    chosen = dispatch.choose(
+        "score_pairs", user.centers.device, user.centers.dtype, backend, columns_of(user, item), view_of(user, item)
+    )
     with torch.no_grad():
         return cast(
             Tensor,
@@ -497,9 +499,15 @@ def cluster_usage(side: SideTensors, among: Tensor, *, backend: str = "auto") ->
         return cast(Tensor, chosen.ops["cluster_usage"](_contiguous(side), among))
 
 
-def columns_of(side: SideTensors) -> int:
+def columns_of(*sides: SideTensors) -> int:
     """The larger of the clusters of a side and the numbers of a `concat` embedding: what limits some kernels."""
-    return max(sum(side.n_clusters), len(side.n_clusters) * side.centers.shape[1])
+    return max(max(sum(s.n_clusters), len(s.n_clusters) * s.centers.shape[1]) for s in sides)
+
+
+def view_of(*sides: SideTensors) -> int:
+    """Numbers in the centers of the largest view, both lengths rounded up to powers of 2: what limits others."""
+    lengths = [(max(s.n_clusters), s.centers.shape[1]) for s in sides]
+    return max(1 << ((k - 1).bit_length() + (d - 1).bit_length()) for k, d in lengths)
 
 
 def _contiguous(side: SideTensors) -> SideTensors:
