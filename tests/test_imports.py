@@ -26,7 +26,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
-OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "autograd", "dispatch", "functional"]
+OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "cuda", "autograd", "dispatch", "functional"]
 # their annotations name things that only a type checker loads
 MAY_CHECK_TYPES = ("__init__", "data.")
 # packages that load their names on first use
@@ -163,7 +163,7 @@ def test_the_check_sees_imports_inside_functions_and_of_names() -> None:
 
 @pytest.mark.parametrize("statement", ["import mfdmc_fast", "from mfdmc_fast.ops import functional, reference"])
 def test_importing_loads_nothing_heavy(statement: str) -> None:
-    heavy = "'sklearn', 'pyarrow', 'typer', 'rich', 'mfdmc_fast._cpu'"
+    heavy = "'sklearn', 'pyarrow', 'typer', 'rich', 'mfdmc_fast._cpu', 'mfdmc_fast._cuda'"
     heavy += ", 'triton', 'torch'" if statement == "import mfdmc_fast" else ""
     program = f"import sys; {statement}; print([name for name in ({heavy}) if name in sys.modules])"
     run = subprocess.run(

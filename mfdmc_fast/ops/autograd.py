@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mfdmc_fast.ops import native, reference
+from mfdmc_fast.ops import cuda, native, reference
 from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+
+Launcher = Callable[..., tuple[LossTerms, list[dict[str, Tensor]]]]
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Inputs: what `native.batch_loss_and_gradients` takes, and the parameters once more, flat, for autograd to see."""
+    """Inputs: a launcher such as `native.batch_loss_and_gradients`, what it takes, and the parameters once more, flat,
+    for autograd to see.
+    """
 
     @staticmethod
-    def forward(ctx: Any, call: dict[str, Any], *parameters: Tensor) -> tuple[Tensor, ...]:
-        terms, gradients = native.batch_loss_and_gradients(**call)
+    def forward(ctx: Any, launch: Launcher, call: dict[str, Any], *parameters: Tensor) -> tuple[Tensor, ...]:
+        terms, gradients = launch(**call)
         ctx.save_for_backward(*(gradient for side in gradients for gradient in side.values()))
         ctx.mark_non_differentiable(*terms[1:])
         return tuple(terms)
@@ -25,11 +31,16 @@ class _FusedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
-        return None, *(g * grad_total if wanted else None for g, wanted in zip(ctx.saved_tensors, needed, strict=True))
+        needed = ctx.needs_input_grad[2:]
+        return (
+            None,
+            None,
+            *(g * grad_total if wanted else None for g, wanted in zip(ctx.saved_tensors, needed, strict=True)),
+        )
 
 
-def batch_loss_cpu(
+def _batch_loss(
+    launch: Launcher,
     user: SideTensors,
     item: SideTensors,
     global_mean: float,
@@ -41,11 +52,15 @@ def batch_loss_cpu(
     weights: LossWeights,
     spread_margin: float,
 ) -> LossTerms:
-    """`batch_loss` in C++. Only `total` is differentiable, once."""
     if len(ratings) == 0:
         arguments = {"combine": combine, "weights": weights, "spread_margin": spread_margin}
         return reference.batch_loss(user, item, global_mean, user_idx, item_idx, ratings, **arguments)  # type: ignore[arg-type]
-    return _fused(user, item, global_mean, user_idx, item_idx, ratings, combine, weights, spread_margin)
+    return _fused(launch, user, item, global_mean, user_idx, item_idx, ratings, combine, weights, spread_margin)
+
+
+# `batch_loss` by fused kernels. Only `total` is differentiable, once.
+batch_loss_cpu = functools.partial(_batch_loss, native.batch_loss_and_gradients)
+batch_loss_cuda = functools.partial(_batch_loss, cuda.batch_loss_and_gradients)
 
 
 def funkmf_loss_cpu(
@@ -61,10 +76,12 @@ def funkmf_loss_cpu(
     """`funkmf_loss` in C++. Only `total` is differentiable, once."""
     if len(ratings) == 0:
         return reference.funkmf_loss(user, item, global_mean, user_idx, item_idx, ratings, weights=weights)
-    return _fused(user, item, global_mean, user_idx, item_idx, ratings, "concat", weights, 0.0)
+    launch = native.batch_loss_and_gradients
+    return _fused(launch, user, item, global_mean, user_idx, item_idx, ratings, "concat", weights, 0.0)
 
 
 def _fused(
+    launch: Launcher,
     user: SideTensors | FactorTensors,
     item: SideTensors | FactorTensors,
     global_mean: float,
@@ -98,4 +115,4 @@ def _fused(
         "weights": weights,
         "spread_margin": spread_margin,
     }
-    return LossTerms(*cast(tuple[Tensor, ...], _FusedLoss.apply(call, *parameters)))  # type: ignore[no-untyped-call]
+    return LossTerms(*cast(tuple[Tensor, ...], _FusedLoss.apply(launch, call, *parameters)))  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ import torch
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable, ConfigError
-from mfdmc_fast.ops import autograd, native, reference, reference_gibbs
+from mfdmc_fast.ops import autograd, cuda, native, reference, reference_gibbs
 
 logger = logging.getLogger("mfdmc_fast")
 
@@ -84,11 +84,27 @@ BACKENDS = {
             max_columns=dict.fromkeys(("batch_loss", "cluster_usage", "funkmf_loss"), native.MAX_COLUMNS),
         ),
         Backend(
+            name="cuda",
+            devices=frozenset({"cuda"}),
+            ops={
+                "batch_loss": autograd.batch_loss_cuda,
+                "compact_columns": cuda.compact_columns,
+                "score_pairs": cuda.score_pairs,
+                "top_items": cuda.top_items,
+            },
+            why_unavailable=cuda.why_unavailable,
+            dtypes=dict.fromkeys(
+                ("batch_loss", "compact_columns", "score_pairs", "top_items"), frozenset({torch.float32})
+            ),
+            max_columns=dict.fromkeys(("batch_loss", "compact_columns", "score_pairs"), cuda.MAX_COLUMNS),
+        ),
+        Backend(
             name="reference",
             devices=None,
             ops={
                 "batch_loss": reference.batch_loss,
                 "cluster_usage": reference.cluster_usage,
+                "compact_columns": reference.compact_columns,
                 "embed": reference.embed,
                 "funkmf_loss": reference.funkmf_loss,
                 "gibbs_sampler": reference_gibbs.GibbsSampler,

@@ -156,7 +156,9 @@ def score_pairs(
     """
     _check_sides(user, item, combine)
     _check_indices(len(user.assignment_logits), len(item.assignment_logits), user_idx, item_idx, user.centers.device)
-    chosen = dispatch.choose("score_pairs", user.centers.device, user.centers.dtype, backend)
+    chosen = dispatch.choose(
+        "score_pairs", user.centers.device, user.centers.dtype, backend, max(columns_of(user), columns_of(item))
+    )
     with torch.no_grad():
         return cast(
             Tensor,
@@ -398,6 +400,30 @@ def cluster_usage(side: SideTensors, among: Tensor, *, backend: str = "auto") ->
     chosen = dispatch.choose("cluster_usage", side.centers.device, side.centers.dtype, backend, columns_of(side))
     with torch.no_grad():
         return cast(Tensor, chosen.ops["cluster_usage"](_contiguous(side), among))
+
+
+def compact_columns(table: Tensor, keep: Tensor, *, backend: str = "auto") -> Tensor:
+    """Move the kept columns of a table to the front of its own memory: what pruning does to logits and their moments.
+
+    Args:
+        table: [n, columns], contiguous; its content is overwritten.
+        keep: [k] int64, ascending, on the same device.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        [n, k], a contiguous view of the kept part with the same `data_ptr()`. No input gets a gradient.
+
+    Raises:
+        ValueError, TypeError, IndexError: the table is not contiguous, or a column outside it or out of order.
+    """
+    if table.ndim != 2 or not table.is_contiguous():
+        raise ValueError(f"only a contiguous table [n, columns] can be compacted, got {list(table.shape)}")
+    check_rows("keep", keep, table.shape[1])
+    if keep.device != table.device or not bool((keep.diff() > 0).all()):
+        raise ValueError(f"keep must ascend and be on {table.device}, as the table is")
+    chosen = dispatch.choose("compact_columns", table.device, table.dtype, backend, table.shape[1])
+    with torch.no_grad():
+        return cast(Tensor, chosen.ops["compact_columns"](table, keep.contiguous()))
 
 
 def columns_of(side: SideTensors) -> int:

@@ -20,6 +20,7 @@ NOT_BUILT = "the C++ module was not built; reinstall with MFDMC_NATIVE=on"
 OPS = [
     "batch_loss",
     "cluster_usage",
+    "compact_columns",
     "embed",
     "funkmf_loss",
     "gibbs_sampler",
@@ -83,7 +84,7 @@ def test_auto_logs_each_choice_once_with_the_reason(caplog: pytest.LogCaptureFix
         first = caplog.record_tuples.copy()
         dispatch.choose("embed", CPU, torch.float32)
         dispatch.choose("score_pairs", CPU, torch.float32)
-    expected = f"score_pairs runs on backend reference; not cpu: {NOT_BUILT}"
+    expected = f"score_pairs runs on backend reference; not cpu: {NOT_BUILT}; not cuda: it serves cuda tensors, not cpu"
     assert first == [("mfdmc_fast", logging.INFO, expected)]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["score_pairs", "embed"]
 
@@ -147,12 +148,12 @@ def test_environment_variable_never_falls_back(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "variable":
         monkeypatch.setenv("MFDMC_BACKEND", "gpu")
-    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, cpu, reference"):
+    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, cpu, cuda, reference"):
         dispatch.choose("score_pairs", CPU, torch.float32, "gpu" if source == "argument" else "auto")
 
 
 def test_names_are_spelled_exactly() -> None:
-    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, cpu, reference"):
+    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, cpu, cuda, reference"):
         dispatch.choose("score_pairs", torch.device("cpu"), torch.float32, "CPU")
 
 
@@ -171,6 +172,7 @@ def _calls(case: Case) -> dict[str, Any]:
     return {
         "batch_loss": lambda: functional.batch_loss(*case, backend="reference"),
         "cluster_usage": lambda: functional.cluster_usage(case.user, everyone, backend="reference"),
+        "compact_columns": lambda: functional.compact_columns(z, torch.tensor([0, 2]), backend="reference"),
         "embed": lambda: functional.embed(case.user, backend="reference"),
         "funkmf_loss": lambda: functional.funkmf_loss(
             functional.FactorTensors(factors),
