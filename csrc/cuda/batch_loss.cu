@@ -217,7 +217,7 @@ struct Backward {
       float* const h = tile.roles;  // [rows, V d]: gradient - 2 a z, in the place of z
       block.each(n_rows * n_views * d, [&](int task) {
         const int r = task / (n_views * d), c = task % (n_views * d);
-        h[task] = gradient[r * dim + (side.sum_views ? c % d : c)] - 2 * proximity_factor(first + r) * h[task];
+        h[task] = gradient[r * dim + c % dim] - 2 * proximity_factor(first + r) * h[task];
       });
       block.each(n_rows * s, [&](int task) {
         const int r = task / s, k = task % s, v = side.view_of[k];

@@ -125,6 +125,21 @@ inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// Makes a device the current one for a while. Torch has a runtime of its own, but both see the thread's one context.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device != before_) check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceScope() { cudaSetDevice(before_); }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
 template <typename Kernel>
 __global__ void __launch_bounds__(Kernel::kThreads) run_kernel(const Kernel kernel) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -136,7 +151,7 @@ __global__ void __launch_bounds__(Kernel::kThreads) run_kernel(const Kernel kern
 template <typename Kernel>
 void launch(const Kernel& kernel, std::int64_t n_blocks, std::size_t shared_bytes, Queue queue) {
   if (n_blocks == 0) return;
-  check(cudaSetDevice(queue.device), Kernel::kName);
+  const DeviceScope scope(queue.device);
   if (shared_bytes > kPlainShared)
     check(cudaFuncSetAttribute(run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),

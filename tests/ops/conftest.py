@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -30,6 +32,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     path = tmp_path_factory.mktemp("emulation") / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     includes = [ROOT / "csrc", ROOT / "csrc" / "include", pybind11.get_include(), sysconfig.get_path("include")]
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-DMFDMC_EMULATE"]
+    flags += shlex.split(os.environ.get("CXXFLAGS", ""))  # such as those of sanitizers
     sources = [*CUDA_SOURCES, ROOT / "csrc" / "bindings_cuda.cpp"]
     command = [compiler, *flags, *(f"-I{folder}" for folder in includes), "-x", "c++", *map(str, sources)]
     run = subprocess.run([*command, "-o", str(path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
