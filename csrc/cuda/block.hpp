@@ -140,8 +140,11 @@ class DeviceScope {
   int before_ = 0;
 };
 
+// Threads at work on a multiprocessor: 64 registers for each. Left to itself, ptxas aims at more and spills.
+constexpr int kWorking = 1024;
+
 template <typename Kernel>
-__global__ void __launch_bounds__(Kernel::kThreads) run_kernel(const Kernel kernel) {
+__global__ void __launch_bounds__(Kernel::kThreads, kWorking / Kernel::kThreads) run_kernel(const Kernel kernel) {
   extern __shared__ __align__(16) unsigned char shared[];
   Block block(shared);
   kernel(block);

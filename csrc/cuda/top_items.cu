@@ -256,16 +256,18 @@ struct Merge {
                             width()};
       const Cut cut(call, user);
       int length = 0;
-      const std::int64_t n = static_cast<std::int64_t>(call.splits) * width();
+      const int n = call.splits * width();
+      const float* const part_scores = call.part_scores + user * n;
+      const std::int32_t* const part_items = call.part_items + user * n;
       // equal scores: in item order inside a split's list, and from one split to the next
-      for (std::int64_t base = 0; base < n; base += kLanes)
+      for (int base = 0; base < n; base += kLanes)
         length = offer(warp, list, length, cut, [&](int lane) {
-          if (base + lane >= n) return Candidate{0.0f, -1};
-          return Candidate{call.part_scores[user * n + base + lane], call.part_items[user * n + base + lane]};
+          return base + lane < n ? Candidate{part_scores[base + lane], part_items[base + lane]} : Candidate{0.0f, -1};
         });
+      const std::int64_t to = user * call.n + call.first;
       warp.each(width(), [&](int k) {
-        call.scores[user * call.n + call.first + k] = k < length ? list.scores[k] : -INFINITY;
-        call.found[user * call.n + call.first + k] = k < length ? list.items[k] : -1;
+        call.scores[to + k] = k < length ? list.scores[k] : -INFINITY;
+        call.found[to + k] = k < length ? list.items[k] : -1;
       });
     });
   }

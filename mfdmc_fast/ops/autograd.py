@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,17 +12,16 @@ from torch.autograd.function import once_differentiable
 from mfdmc_fast.ops import cuda, native, reference
 from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
 
-Launcher = Callable[..., tuple[LossTerms, list[dict[str, Tensor]]]]
+# with the signature of `native.batch_loss_and_gradients`
+_Launcher = Callable[..., tuple[LossTerms, list[dict[str, Tensor]]]]
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Inputs: a launcher such as `native.batch_loss_and_gradients`, what it takes, and the parameters once more, flat,
-    for autograd to see.
-    """
+    """Inputs: a launcher, what it takes, and the parameters once more, flat, for autograd to see."""
 
     @staticmethod
-    def forward(ctx: Any, launch: Launcher, call: dict[str, Any], *parameters: Tensor) -> tuple[Tensor, ...]:
-        terms, gradients = launch(**call)
+    def forward(ctx: Any, launcher: _Launcher, call: dict[str, Any], *parameters: Tensor) -> tuple[Tensor, ...]:
+        terms, gradients = launcher(**call)
         ctx.save_for_backward(*(gradient for side in gradients for gradient in side.values()))
         ctx.mark_non_differentiable(*terms[1:])
         return tuple(terms)
@@ -39,8 +37,7 @@ class _FusedLoss(torch.autograd.Function):
         )
 
 
-def _batch_loss(
-    launch: Launcher,
+def batch_loss_cpu(
     user: SideTensors,
     item: SideTensors,
     global_mean: float,
@@ -52,15 +49,28 @@ def _batch_loss(
     weights: LossWeights,
     spread_margin: float,
 ) -> LossTerms:
-    if len(ratings) == 0:
-        arguments = {"combine": combine, "weights": weights, "spread_margin": spread_margin}
-        return reference.batch_loss(user, item, global_mean, user_idx, item_idx, ratings, **arguments)  # type: ignore[arg-type]
-    return _fused(launch, user, item, global_mean, user_idx, item_idx, ratings, combine, weights, spread_margin)
+    """`batch_loss` in C++. Only `total` is differentiable, once."""
+    batch = user_idx, item_idx, ratings
+    return _batch_loss(
+        native.batch_loss_and_gradients, user, item, global_mean, *batch, combine, weights, spread_margin
+    )
 
 
-# `batch_loss` by fused kernels. Only `total` is differentiable, once.
-batch_loss_cpu = functools.partial(_batch_loss, native.batch_loss_and_gradients)
-batch_loss_cuda = functools.partial(_batch_loss, cuda.batch_loss_and_gradients)
+def batch_loss_cuda(
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    spread_margin: float,
+) -> LossTerms:
+    """`batch_loss` in CUDA. Only `total` is differentiable, once."""
+    batch = user_idx, item_idx, ratings
+    return _batch_loss(cuda.batch_loss_and_gradients, user, item, global_mean, *batch, combine, weights, spread_margin)
 
 
 def funkmf_loss_cpu(
@@ -76,12 +86,31 @@ def funkmf_loss_cpu(
     """`funkmf_loss` in C++. Only `total` is differentiable, once."""
     if len(ratings) == 0:
         return reference.funkmf_loss(user, item, global_mean, user_idx, item_idx, ratings, weights=weights)
-    launch = native.batch_loss_and_gradients
-    return _fused(launch, user, item, global_mean, user_idx, item_idx, ratings, "concat", weights, 0.0)
+    return _fused(
+        native.batch_loss_and_gradients, user, item, global_mean, user_idx, item_idx, ratings, "concat", weights, 0.0
+    )
+
+
+def _batch_loss(
+    launcher: _Launcher,
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    combine: Combine,
+    weights: LossWeights,
+    spread_margin: float,
+) -> LossTerms:
+    if len(ratings) == 0:
+        arguments = {"combine": combine, "weights": weights, "spread_margin": spread_margin}
+        return reference.batch_loss(user, item, global_mean, user_idx, item_idx, ratings, **arguments)  # type: ignore[arg-type]
+    return _fused(launcher, user, item, global_mean, user_idx, item_idx, ratings, combine, weights, spread_margin)
 
 
 def _fused(
-    launch: Launcher,
+    launcher: _Launcher,
     user: SideTensors | FactorTensors,
     item: SideTensors | FactorTensors,
     global_mean: float,
@@ -115,4 +144,4 @@ def _fused(
         "weights": weights,
         "spread_margin": spread_margin,
     }
-    return LossTerms(*cast(tuple[Tensor, ...], _FusedLoss.apply(launch, call, *parameters)))  # type: ignore[no-untyped-call]
+    return LossTerms(*cast(tuple[Tensor, ...], _FusedLoss.apply(launcher, call, *parameters)))  # type: ignore[no-untyped-call]

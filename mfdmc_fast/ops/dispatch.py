@@ -60,6 +60,21 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend(
+            name="cuda",
+            devices=frozenset({"cuda"}),
+            ops={
+                "batch_loss": autograd.batch_loss_cuda,
+                "compact_columns": cuda.compact_columns,
+                "score_pairs": cuda.score_pairs,
+                "top_items": cuda.top_items,
+            },
+            why_unavailable=cuda.why_unavailable,
+            dtypes=dict.fromkeys(
+                ("batch_loss", "compact_columns", "score_pairs", "top_items"), frozenset({torch.float32})
+            ),
+            max_columns=dict.fromkeys(("batch_loss", "compact_columns", "score_pairs"), cuda.MAX_COLUMNS),
+        ),
+        Backend(
             name="cpu",
             devices=frozenset({"cpu"}),
             ops={
@@ -82,21 +97,6 @@ BACKENDS = {
                 "top_items": frozenset({torch.float32}),
             },
             max_columns=dict.fromkeys(("batch_loss", "cluster_usage", "funkmf_loss"), native.MAX_COLUMNS),
-        ),
-        Backend(
-            name="cuda",
-            devices=frozenset({"cuda"}),
-            ops={
-                "batch_loss": autograd.batch_loss_cuda,
-                "compact_columns": cuda.compact_columns,
-                "score_pairs": cuda.score_pairs,
-                "top_items": cuda.top_items,
-            },
-            why_unavailable=cuda.why_unavailable,
-            dtypes=dict.fromkeys(
-                ("batch_loss", "compact_columns", "score_pairs", "top_items"), frozenset({torch.float32})
-            ),
-            max_columns=dict.fromkeys(("batch_loss", "compact_columns", "score_pairs"), cuda.MAX_COLUMNS),
         ),
         Backend(
             name="reference",

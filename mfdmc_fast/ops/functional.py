@@ -70,9 +70,7 @@ def batch_loss(
     _check_ratings(ratings, user_idx, user.centers)
     if not spread_margin >= 0:
         raise ValueError(f"spread_margin must be 0 or more, got {spread_margin}")
-    chosen = dispatch.choose(
-        "batch_loss", user.centers.device, user.centers.dtype, backend, max(columns_of(user), columns_of(item))
-    )
+    chosen = dispatch.choose("batch_loss", user.centers.device, user.centers.dtype, backend, columns_of(user, item))
     terms = chosen.ops["batch_loss"](
         user,
         item,
@@ -156,9 +154,7 @@ def score_pairs(
     """
     _check_sides(user, item, combine)
     _check_indices(len(user.assignment_logits), len(item.assignment_logits), user_idx, item_idx, user.centers.device)
-    chosen = dispatch.choose(
-        "score_pairs", user.centers.device, user.centers.dtype, backend, max(columns_of(user), columns_of(item))
-    )
+    chosen = dispatch.choose("score_pairs", user.centers.device, user.centers.dtype, backend, columns_of(user, item))
     with torch.no_grad():
         return cast(
             Tensor,
@@ -426,9 +422,9 @@ def compact_columns(table: Tensor, keep: Tensor, *, backend: str = "auto") -> Te
         return cast(Tensor, chosen.ops["compact_columns"](table, keep.contiguous()))
 
 
-def columns_of(side: SideTensors) -> int:
+def columns_of(*sides: SideTensors) -> int:
     """The larger of the clusters of a side and the numbers of a `concat` embedding: what limits some kernels."""
-    return max(sum(side.n_clusters), len(side.n_clusters) * side.centers.shape[1])
+    return max(max(sum(s.n_clusters), len(s.n_clusters) * s.centers.shape[1]) for s in sides)
 
 
 def _contiguous(side: SideTensors) -> SideTensors:

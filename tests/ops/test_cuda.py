@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mfdmc_fast.errors import BackendUnavailable
 from mfdmc_fast.ops import cuda, functional, native, reference
-from mfdmc_fast.ops.types import SideTensors
+from mfdmc_fast.ops.types import LossTerms
 from mfdmc_fast.testing import ALL_WEIGHTS, Case, both_combines, make_case
 
 ALL_CASES = CASES | {"rows-of-many-chunks": {"batch_size": 5000, "n_users": 3, "n_items": 170}}
@@ -87,30 +87,25 @@ def test_items_that_score_minus_infinity_are_none(cuda_backend: torch.device) ->
 
 
 def _case_on(device: torch.device, **shape: Any) -> Case:
-    case = make_case(**shape, dtype=torch.float32)
+    return make_case(**shape).to(torch.float32, str(device))
 
-    def moved(side: SideTensors) -> SideTensors:
-        logits, centers, bias = (
-            None if t is None else t.detach().to(device, copy=True).requires_grad_()
-            for t in (side.assignment_logits, side.centers, side.bias)
-        )
-        l2_scale = None if side.l2_scale is None else side.l2_scale.to(device)
-        return SideTensors(logits, centers, side.n_clusters, bias, l2_scale)
 
-    return Case(moved(case.user), moved(case.item), case.global_mean, *(t.to(device) for t in case[3:]))
+def _compare(case: Case, **arguments: Any) -> None:
+    """Terms and gradients of the backend `cuda` against those of the oracle in float64."""
+    exact = case.to(torch.float64)
+    mine = functional.batch_loss(*case, **arguments, backend="cuda")
+    expected = functional.batch_loss(*exact, **arguments, backend="reference")
+    (3 * mine.total).backward()
+    (3 * expected.total).backward()
+    gradients = [p.grad.cpu() for p in case.parameters() if p.grad is not None]
+    _check(LossTerms(*(t.cpu() for t in mine)), expected, gradients, [p.grad for p in exact.parameters()])
 
 
 @pytest.mark.parametrize("combine", both_combines())
 @pytest.mark.parametrize("name", list(ALL_CASES))
 def test_batch_loss_matches_the_oracle(name: str, combine: str, cuda_backend: torch.device) -> None:
     case = _case_on(cuda_backend, **ALL_CASES[name])
-    exact = case.to(torch.float64)
-    arguments = {"combine": combine, "weights": ALL_WEIGHTS, "spread_margin": 2.0}
-    mine = functional.batch_loss(*case, **arguments, backend="cuda")
-    expected = reference.batch_loss(*exact, **arguments)
-    (3 * mine.total).backward()
-    (3 * expected.total).backward()
-    _check(mine, expected, [p.grad for p in case.parameters()], [p.grad for p in exact.parameters()])
+    _compare(case, combine=combine, weights=ALL_WEIGHTS, spread_margin=2.0)
 
 
 @pytest.mark.parametrize("combine", both_combines())
@@ -119,7 +114,7 @@ def test_score_pairs_match_the_oracle(name: str, combine: str, cuda_backend: tor
     case = _case_on(cuda_backend, **ALL_CASES[name])
     mine = functional.score_pairs(*case[:5], combine=combine, backend="cuda")
     expected = reference.score_pairs(*case.to(torch.float64)[:5], combine=combine)
-    torch.testing.assert_close(mine.double(), expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(mine.double().cpu(), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 127, 1000])
@@ -237,13 +232,7 @@ def test_shapes_beyond_the_kernels_are_refused(cuda_backend: torch.device) -> No
 @pytest.mark.parametrize(("user_clusters", "view_dim"), [((1000, 24), 3), ((2, 1), 512)], ids=["clusters", "numbers"])
 def test_the_largest_shapes_fit(user_clusters: tuple[int, ...], view_dim: int, cuda_backend: torch.device) -> None:
     case = _case_on(cuda_backend, batch_size=40, user_clusters=user_clusters, item_clusters=(2, 3), view_dim=view_dim)
-    exact = case.to(torch.float64)
-    arguments = {"combine": "concat", "weights": ALL_WEIGHTS, "spread_margin": 2.0}
-    mine = functional.batch_loss(*case, **arguments, backend="cuda")
-    expected = reference.batch_loss(*exact, **arguments)
-    mine.total.backward()
-    expected.total.backward()
-    _check(mine, expected, [p.grad for p in case.parameters()], [p.grad for p in exact.parameters()])
+    _compare(case, weights=ALL_WEIGHTS, spread_margin=2.0)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,8 @@ def test_auto_logs_each_choice_once_with_the_reason(caplog: pytest.LogCaptureFix
         first = caplog.record_tuples.copy()
         dispatch.choose("embed", CPU, torch.float32)
         dispatch.choose("score_pairs", CPU, torch.float32)
-    expected = f"score_pairs runs on backend reference; not cpu: {NOT_BUILT}; not cuda: it serves cuda tensors, not cpu"
+    reasons = f"not cuda: it serves cuda tensors, not cpu; not cpu: {NOT_BUILT}"
+    expected = f"score_pairs runs on backend reference; {reasons}"
     assert first == [("mfdmc_fast", logging.INFO, expected)]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["score_pairs", "embed"]
 
@@ -148,12 +149,12 @@ def test_environment_variable_never_falls_back(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "variable":
         monkeypatch.setenv("MFDMC_BACKEND", "gpu")
-    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, cpu, cuda, reference"):
+    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, cuda, cpu, reference"):
         dispatch.choose("score_pairs", CPU, torch.float32, "gpu" if source == "argument" else "auto")
 
 
 def test_names_are_spelled_exactly() -> None:
-    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, cpu, cuda, reference"):
+    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, cuda, cpu, reference"):
         dispatch.choose("score_pairs", torch.device("cpu"), torch.float32, "CPU")
 
 
