@@ -71,6 +71,16 @@ void define_entities(py::module_& module) {
            py::arg("n_chunks"));
 }
 
+void define_cluster_usage(py::module_& module) {
+  module.attr("USAGE_PARTS") = kUsageParts;
+  module.def(
+      "cluster_usage",
+      [](const Entities& side, Address parts, const Queue& queue) {
+        cluster_usage(side, pointer<double>(parts), queue);
+      },
+      py::arg("side"), py::arg("parts"), py::arg("queue"));
+}
+
 void define_score_pairs(py::module_& module) {
   module.def(
       "embed",
@@ -186,6 +196,7 @@ PYBIND11_MODULE(_cuda, module) {
   module.doc() = "CUDA kernels of mfdmc_fast; called through mfdmc_fast.ops.cuda alone.";
   module.def("device_problem", &device_problem, "Why no kernel can run here, or an empty text.");
   define_entities(module);
+  define_cluster_usage(module);
   define_score_pairs(module);
   define_batch_loss(module);
   define_top_items(module);

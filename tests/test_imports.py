@@ -26,7 +26,17 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
-OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "cuda", "autograd", "dispatch", "functional"]
+OPS_ORDER = [
+    "types",
+    "reference",
+    "reference_gibbs",
+    "native",
+    "cuda",
+    "cuda_training",
+    "autograd",
+    "dispatch",
+    "functional",
+]
 # their annotations name things that only a type checker loads
 MAY_CHECK_TYPES = ("__init__", "data.")
 # packages that load their names on first use

@@ -14,10 +14,6 @@ namespace {
 // depend on the device, because it is in what order sums are taken.
 constexpr std::int64_t kMostParts = 256;
 
-MFDMC_DEVICE inline int rows_from(const Entities& side, std::int64_t first, int most) {
-  return static_cast<int>(side.n_rows - first < most ? side.n_rows - first : most);
-}
-
 // The row's part of the batch's ratings.
 MFDMC_DEVICE inline float share_of(const SideBatch& batch, std::int64_t row) {
   return static_cast<float>(batch.row_offsets[row + 1] - batch.row_offsets[row]) / static_cast<float>(batch.n_ratings);

@@ -39,10 +39,15 @@ struct Tile {
         roles(memory + 2 * n_rows * shape.n_clusters) {}
 };
 
-// Softmax and projection of entities [first, first + n_rows) of the list.
-MFDMC_DEVICE inline void embed_tile(const Block& block, const Entities& side, std::int64_t first, int n_rows,
-                                    const Tile& tile) {
-  const int s = side.total_clusters, d = side.view_dim;
+// The rows of a tile from the entity `first` of the list on.
+MFDMC_DEVICE inline int rows_from(const Entities& side, std::int64_t first, int most) {
+  return static_cast<int>(side.n_rows - first < most ? side.n_rows - first : most);
+}
+
+// Softmax of entities [first, first + n_rows) of the list.
+MFDMC_DEVICE inline void softmax_tile(const Block& block, const Entities& side, std::int64_t first, int n_rows,
+                                      const Tile& tile) {
+  const int s = side.total_clusters;
   block.each(n_rows * s, [&](int task) {
     tile.log_weights[task] = side.assignment_logits[side.rows[first + task / s] * s + task % s];
   });
@@ -51,6 +56,13 @@ MFDMC_DEVICE inline void embed_tile(const Block& block, const Entities& side, st
     float* const logits = tile.log_weights + r * s + k;
     log_softmax_row(logits, side.view_offsets[v + 1] - k, logits, tile.weights + r * s + k);
   });
+}
+
+// The same and their projection.
+MFDMC_DEVICE inline void embed_tile(const Block& block, const Entities& side, std::int64_t first, int n_rows,
+                                    const Tile& tile) {
+  const int s = side.total_clusters, d = side.view_dim;
+  softmax_tile(block, side, first, n_rows, tile);
   block.each(n_rows * side.n_views * d, [&](int task) {
     const int r = task / (side.n_views * d), v = task / d % side.n_views, k = side.view_offsets[v];
     tile.roles[task] = projection(tile.weights + r * s + k, side.centers + static_cast<std::int64_t>(k) * d,

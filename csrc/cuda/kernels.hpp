@@ -42,6 +42,10 @@ static MFDMC_HOST_DEVICE inline int embedding_dim(const Entities& side) {
 // Writes the embeddings of the entities, [n_rows, D].
 void embed(const Entities& side, float* embeddings, Queue queue);
 
+// Writes sums of the entities' assignment weights to parts [kUsageParts, S], which add up to those of all of them.
+constexpr int kUsageParts = 256;
+void cluster_usage(const Entities& side, double* parts, Queue queue);
+
 struct PairScores {
   const float* users;                 // [R_user, dim] embeddings of distinct users
   const float* items;                 // [R_item, dim]

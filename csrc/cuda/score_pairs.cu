@@ -18,8 +18,7 @@ struct Embed {
 
   MFDMC_DEVICE void operator()(Block& block) const {
     const std::int64_t first = block.index() * rows_of_tile;
-    const int n_rows = static_cast<int>(side.n_rows - first < rows_of_tile ? side.n_rows - first : rows_of_tile);
-    const int dim = embedding_dim(side);
+    const int n_rows = rows_from(side, first, rows_of_tile), dim = embedding_dim(side);
     const Tile tile(block.shared<float>(0), TileShape(side), n_rows);
     embed_tile(block, side, first, n_rows, tile);
     block.each(n_rows * dim,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mfdmc_fast.ops import cuda, native, reference
+from mfdmc_fast.ops import cuda_training, native, reference
 from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
 
 # with the signature of `native.batch_loss_and_gradients`
@@ -70,7 +70,9 @@ def batch_loss_cuda(
 ) -> LossTerms:
     """`batch_loss` in CUDA. Only `total` is differentiable, once."""
     batch = user_idx, item_idx, ratings
-    return _batch_loss(cuda.batch_loss_and_gradients, user, item, global_mean, *batch, combine, weights, spread_margin)
+    return _batch_loss(
+        cuda_training.batch_loss_and_gradients, user, item, global_mean, *batch, combine, weights, spread_margin
+    )
 
 
 def funkmf_loss_cpu(

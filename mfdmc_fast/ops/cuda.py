@@ -16,8 +16,7 @@ from torch import Tensor
 
 from mfdmc_fast.errors import BackendUnavailable
 from mfdmc_fast.ops import native
-from mfdmc_fast.ops.native import SideParameters
-from mfdmc_fast.ops.types import Combine, LossTerms, LossWeights, SideTensors
+from mfdmc_fast.ops.types import Combine, SideTensors
 
 # what the kernels take: clusters of a side or numbers of an embedding; columns of a table
 MAX_COLUMNS = 1024
@@ -42,7 +41,8 @@ def _load() -> ModuleType | str:
     return loaded
 
 
-def _module() -> ModuleType:
+def compiled() -> ModuleType:
+    """The compiled module; raises BackendUnavailable where it cannot be used."""
     loaded = _load()
     if isinstance(loaded, str):
         raise BackendUnavailable(loaded)
@@ -63,12 +63,12 @@ def _stream(device: torch.device) -> tuple[int, int]:
     return stream.device.index, stream.cuda_stream
 
 
-class _Memory:
+class Memory:
     """Where one call's tensors are: all on one device. What it checked lives as long as it does."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.queue = _module().Queue(*_stream(device))
+        self.queue = compiled().Queue(*_stream(device))
         self._held: list[Tensor] = []
 
     def pointer(self, name: str, tensor: Tensor | None, dtype: torch.dtype, *shape: int) -> int | None:
@@ -100,8 +100,8 @@ def _layout(n_clusters: tuple[int, ...], device: torch.device) -> tuple[Tensor, 
     return offsets.int().to(device), view_of.int().to(device)
 
 
-def _entities(
-    memory: _Memory,
+def entities_of(
+    memory: Memory,
     name: str,
     logits: Tensor,  # [n, S]
     centers: Tensor,  # [S, d]
@@ -113,7 +113,7 @@ def _entities(
     """The compiled module's handle of some rows of a side."""
     total, view_dim = sum(n_clusters), centers.shape[1]
     offsets, view_of = _layout(n_clusters, memory.device)
-    return _module().Entities(
+    return compiled().Entities(
         assignment_logits=memory.pointer(f"{name}.assignment_logits", logits, torch.float32, len(logits), total),
         centers=memory.pointer(f"{name}.centers", centers, torch.float32, total, view_dim),
         bias=memory.pointer(f"{name}.bias", bias, torch.float32, len(logits)),
@@ -128,6 +128,17 @@ def _entities(
     )
 
 
+def cluster_usage(side: SideTensors, among: Tensor) -> Tensor:  # [S]
+    """Mean assignment weights; see `mfdmc_fast.ops.functional.cluster_usage` for the contract."""
+    module = compiled()
+    memory = Memory(side.centers.device)
+    rows = among.nonzero().squeeze(1)
+    entities = entities_of(memory, "side", side.assignment_logits, side.centers, side.n_clusters, None, rows, "concat")
+    parts = memory.empty(module.USAGE_PARTS, sum(side.n_clusters), dtype=torch.float64)
+    module.cluster_usage(entities, parts.data_ptr(), memory.queue)
+    return parts.sum(0) / len(rows)
+
+
 def score_pairs(
     user: SideTensors,
     item: SideTensors,
@@ -138,8 +149,8 @@ def score_pairs(
     combine: Combine,
 ) -> Tensor:  # [B]
     """Predictions of B pairs, float32; see `mfdmc_fast.ops.functional.score_pairs` for the contract."""
-    module = _module()
-    memory = _Memory(user.centers.device)
+    module = compiled()
+    memory = Memory(user.centers.device)
     n_pairs = len(user_idx)
     predictions = memory.empty(n_pairs)
     if n_pairs == 0:
@@ -148,7 +159,7 @@ def score_pairs(
     pointers: dict[str, int | None] = {}
     for side_name, table, side, idx in (("user", "users", user, user_idx), ("item", "items", item, item_idx)):
         rows, position = torch.unique(idx, return_inverse=True)
-        entities = _entities(
+        entities = entities_of(
             memory, side_name, side.assignment_logits, side.centers, side.n_clusters, None, rows, combine
         )
         embeddings = memory.empty(len(rows), dim)
@@ -168,178 +179,14 @@ def score_pairs(
     return predictions
 
 
-class _SideOfBatch:
-    """One side of a batch: its distinct rows, and its ratings row by row.
-
-    Attributes:
-        rows: [R] distinct rows. position: [B] of each rating among them. order: [B] ratings row by row.
-        entities, embeddings: the compiled handle of the rows, and their embeddings [R, D].
-        bias: [R] or None.
-    """
-
-    def __init__(
-        self, memory: _Memory, name: str, side: SideParameters, idx: Tensor, combine: Combine, dim: int
-    ) -> None:
-        assert side.centers is not None
-        self.side = side
-        self.rows, self.position, counts = torch.unique(idx, return_inverse=True, return_counts=True)
-        self.order = torch.argsort(self.position, stable=True)
-        self.offsets = _offsets(counts)  # [R + 1]
-        n_chunks = (counts + _module().CHUNK - 1) // _module().CHUNK
-        self.chunk_offsets = _offsets(n_chunks)  # [R + 1]
-        self.chunk_row = torch.repeat_interleave(n_chunks).int()  # [chunks]
-        self.entities = _entities(
-            memory, name, side.table, side.centers, side.n_clusters, side.bias, self.rows, combine
-        )
-        self.embeddings = memory.empty(len(self.rows), dim)
-        self.bias = None if side.bias is None else side.bias.index_select(0, self.rows)
-
-    def batch(self, memory: _Memory, other: _SideOfBatch, ratings: Tensor) -> Any:
-        """The compiled handle of the batch as this side sees it."""
-        n_ratings, n_rows, n_chunks = len(ratings), len(self.rows), len(self.chunk_row)
-        partner, sorted_ratings = other.position[self.order], ratings[self.order]
-        return _module().SideBatch(
-            row_offsets=memory.pointer("row_offsets", self.offsets, torch.int64, n_rows + 1),
-            chunk_offsets=memory.pointer("chunk_offsets", self.chunk_offsets, torch.int64, n_rows + 1),
-            chunk_row=memory.pointer("chunk_row", self.chunk_row, torch.int32, n_chunks),
-            partner=memory.pointer("partner", partner, torch.int64, n_ratings),
-            ratings=memory.pointer("ratings", sorted_ratings, torch.float32, n_ratings),
-            l2_scale=memory.pointer("l2_scale", self.side.l2_scale, torch.float32, len(self.side.table)),
-            n_ratings=n_ratings,
-            n_chunks=n_chunks,
-        )
-
-
-def _offsets(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def batch_loss_and_gradients(
-    user: SideParameters,
-    item: SideParameters,
-    global_mean: float,
-    user_idx: Tensor,
-    item_idx: Tensor,
-    ratings: Tensor,
-    *,
-    combine: Combine,
-    weights: LossWeights,
-    spread_margin: float,
-) -> tuple[LossTerms, list[dict[str, Tensor]]]:
-    """Loss terms of B >= 1 ratings and the gradients of `total`; as `native.batch_loss_and_gradients`.
-
-    Deterministic: every sum is taken in an order that depends on the batch alone.
-    """
-    module = _module()
-    assert user.centers is not None
-    memory = _Memory(user.centers.device)
-    dim = user.centers.shape[1] * (len(user.n_clusters) if combine == "concat" else 1)
-    sides = [
-        _SideOfBatch(memory, name, side, idx, combine, dim)
-        for name, side, idx in (("user", user, user_idx), ("item", item, item_idx))
-    ]
-    batches = [mine.batch(memory, other, ratings) for mine, other in ((sides[0], sides[1]), (sides[1], sides[0]))]
-    term_parts = []
-    for side, batch in zip(sides, batches, strict=True):
-        parts = memory.empty(side.entities.forward_blocks, 4)
-        module.entity_forward(
-            side.entities,
-            batch,
-            embeddings=side.embeddings.data_ptr(),
-            terms=parts.data_ptr(),
-            queue=memory.queue,
-        )
-        term_parts.append(parts)
-    gradients, spread_parts = [], []
-    squares = memory.empty(len(sides[0].chunk_row))
-    for number, (side, batch) in enumerate(zip(sides, batches, strict=True)):
-        found, spreads = _gradients_of_side(
-            memory,
-            side,
-            sides[1 - number],
-            batch,
-            global_mean,
-            squares if number == 0 else None,
-            weights,
-            spread_margin,
-        )
-        gradients.append(found)
-        spread_parts.append(spreads)
-    mse = squares.double().sum() / len(ratings)
-    spread = torch.cat(spread_parts).double().sum()
-    proximity, entropy, l2, bias_l2 = torch.cat(term_parts).double().sum(0).unbind()
-    total = mse + sum(
-        weight * term for weight, term in zip(weights, (spread, proximity, entropy, l2, bias_l2), strict=True)
-    )
-    terms = torch.stack([total, mse, spread, proximity, entropy, l2, bias_l2]).float()
-    return LossTerms(*terms.unbind()), gradients
-
-
-def _gradients_of_side(
-    memory: _Memory,
-    side: _SideOfBatch,
-    other: _SideOfBatch,
-    batch: Any,
-    global_mean: float,
-    squares: Tensor | None,  # [chunks], filled with sums of squared errors
-    weights: LossWeights,
-    spread_margin: float,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients by the names of `SideParameters.tensors()`, and parts of the spread [S]."""
-    module = _module()
-    n_chunks, dim = len(side.chunk_row), side.embeddings.shape[1]
-    chunk_gradients = memory.empty(n_chunks, dim + 1)
-    module.rating_pass(
-        batch,
-        own=side.embeddings.data_ptr(),
-        other=other.embeddings.data_ptr(),
-        own_bias=memory.pointer("bias", side.bias, torch.float32, len(side.rows)),
-        other_bias=memory.pointer("bias", other.bias, torch.float32, len(other.rows)),
-        dim=dim,
-        global_mean=global_mean,
-        gradients=chunk_gradients.data_ptr(),
-        squares=memory.pointer("squares", squares, torch.float32, n_chunks),
-        queue=memory.queue,
-    )
-    gradients = {name: torch.zeros_like(tensor) for name, tensor in side.side.tensors().items()}
-    total, view_dim = gradients["centers"].shape
-    parts = memory.empty(side.entities.backward_blocks, total, view_dim + 1)
-    module.entity_backward(
-        side.entities,
-        batch,
-        chunk_gradients=chunk_gradients.data_ptr(),
-        proximity=weights.proximity,
-        entropy=weights.entropy,
-        l2=weights.l2,
-        bias_l2=weights.bias_l2,
-        logits=gradients["table"].data_ptr(),
-        bias=gradients["bias"].data_ptr() if "bias" in gradients else None,
-        center_parts=parts.data_ptr(),
-        queue=memory.queue,
-    )
-    sums, spreads = memory.empty(total, view_dim + 1), memory.empty(total)
-    module.center_gradients(
-        side.entities,
-        parts=parts.data_ptr(),
-        n_parts=len(parts),
-        spread=weights.spread,
-        margin=spread_margin,
-        sums=sums.data_ptr(),
-        gradients=gradients["centers"].data_ptr(),
-        spread_parts=spreads.data_ptr(),
-        queue=memory.queue,
-    )
-    return gradients, spreads
-
-
 def compact_columns(table: Tensor, keep: Tensor) -> Tensor:
     """Keep some columns of a float32 table in its own memory; see `functional.compact_columns` for the contract."""
     n_rows, columns = table.shape
     compacted = table.view(-1)[: n_rows * len(keep)].view(n_rows, len(keep))
     if compacted.numel() == 0:
         return compacted
-    memory = _Memory(table.device)
-    compaction = _module().Compaction(
+    memory = Memory(table.device)
+    compaction = compiled().Compaction(
         table=memory.pointer("table", table, torch.float32, n_rows, columns),
         keep=memory.pointer("keep", keep, torch.int64, len(keep)),
         n_rows=n_rows,
@@ -364,7 +211,7 @@ def top_items(
 
     A pass over all scores finds `MOST_LISTED` items of each user.
     """
-    module = _module()
+    module = compiled()
     device = user_embeddings.device
     (n_users, dim), n_items = user_embeddings.shape, len(item_embeddings)
     width = min(n, n_items)
@@ -385,7 +232,7 @@ def top_items(
     blocks = -(-n_users // _USERS_PER_BLOCK)
     splits = max(1, min(_ENOUGH_BLOCKS // blocks, -(-n_items // (4 * _ITEMS_PER_TILE))))
     listed = min(width, module.MOST_LISTED)
-    memory = _Memory(device)
+    memory = Memory(device)
     part_scores = memory.empty(n_users, splits, listed)
     part_items = memory.empty(n_users, splits, listed, dtype=torch.int32)
     for first in range(0, width, listed):

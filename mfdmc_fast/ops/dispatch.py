@@ -64,15 +64,19 @@ BACKENDS = {
             devices=frozenset({"cuda"}),
             ops={
                 "batch_loss": autograd.batch_loss_cuda,
+                "cluster_usage": cuda.cluster_usage,
                 "compact_columns": cuda.compact_columns,
                 "score_pairs": cuda.score_pairs,
                 "top_items": cuda.top_items,
             },
             why_unavailable=cuda.why_unavailable,
             dtypes=dict.fromkeys(
-                ("batch_loss", "compact_columns", "score_pairs", "top_items"), frozenset({torch.float32})
+                ("batch_loss", "cluster_usage", "compact_columns", "score_pairs", "top_items"),
+                frozenset({torch.float32}),
             ),
-            max_columns=dict.fromkeys(("batch_loss", "compact_columns", "score_pairs"), cuda.MAX_COLUMNS),
+            max_columns=dict.fromkeys(
+                ("batch_loss", "cluster_usage", "compact_columns", "score_pairs"), cuda.MAX_COLUMNS
+            ),
         ),
         Backend(
             name="cpu",
