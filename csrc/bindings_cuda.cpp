@@ -1,5 +1,5 @@
-// The Python module mfdmc_fast._cuda: passes on device pointers, as whole numbers, and starts kernels. The checks are in
-// mfdmc_fast.ops.cuda, because pointers no longer show what they point to.
+// The Python module mfdmc_fast._cuda: passes on device pointers, as whole numbers, and starts kernels. The checks are
+// in mfdmc_fast.ops.cuda, because pointers no longer show what they point to.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

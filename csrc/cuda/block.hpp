@@ -1,11 +1,11 @@
 // What the CUDA kernels are written in: a block of threads as a loop over tasks.
 //
-// A kernel is a struct with kThreads and operator()(Block&). It never names a thread: it says `each(n, task)`, which is
-// worked off by all threads of the block and ends with a barrier. So the same source runs on the host, one task after
-// the other (`MFDMC_EMULATE`, compiled by the C++ compiler), and is compared there with the oracle. A kernel is right
-// only if the tasks of one `each` do not depend on one another; the emulation runs them in ascending or descending order,
-// with shared memory full of NaN, to bring to light where they do. What it cannot show: barriers, ballots and
-// atomics of the device, limits of registers and shared memory, and the rounding of fused multiply-adds.
+// A kernel is a struct with kThreads and operator()(Block&). It never names a thread: it says `each(n, task)`, which
+// is worked off by all threads of the block and ends with a barrier. So the same source runs on the host, one task
+// after the other (`MFDMC_EMULATE`, compiled by the C++ compiler), and is compared there with the oracle. A kernel
+// is right only if the tasks of one `each` do not depend on one another; the emulation runs them in ascending or
+// descending order, with shared memory full of NaN, to bring to light where they do. What it cannot show: barriers,
+// ballots and atomics of the device, limits of registers and shared memory, and the rounding of fused multiply-adds.
 #pragma once
 
 #include <cstddef>

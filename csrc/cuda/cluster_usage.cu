@@ -20,7 +20,8 @@ struct Usage {
     const int s = side.total_clusters;
     double* const part = parts + block.index() * s;
     block.each(s, [&](int k) { part[k] = 0; });
-    for (std::int64_t first = block.index() * rows_of_tile; first < side.n_rows; first += block.count() * rows_of_tile) {
+    const std::int64_t stride = block.count() * rows_of_tile;
+    for (std::int64_t first = block.index() * rows_of_tile; first < side.n_rows; first += stride) {
       const int n_rows = rows_from(side, first, rows_of_tile);
       const Tile tile(block.shared<float>(0), TileShape(side), n_rows);
       softmax_tile(block, side, first, n_rows, tile);

@@ -1,9 +1,9 @@
 // One read and one write of what is kept, without a copy of the table.
 //
-// Each block takes a ticket, which is its tile, reads the tile's kept columns into shared memory, says so by a flag, waits
-// for the flags of the tiles in the way (mfdmc/compaction.hpp) and writes. No two blocks write to one place. A number
-// that is still to be read is not overwritten, as its tile has no flag yet. And the waiting ends: a block waits only for
-// lower tickets, whose blocks have started, and none waits before it has raised its flag.
+// Each block takes a ticket, which is its tile, reads the tile's kept columns into shared memory, says so by a flag,
+// waits for the flags of the tiles in the way (mfdmc/compaction.hpp) and writes. No two blocks write to one place. A
+// number that is still to be read is not overwritten, as its tile has no flag yet. And the waiting ends: a block
+// waits only for lower tickets, whose blocks have started, and none waits before it has raised its flag.
 #include <cstdint>
 
 #include "cuda/block.hpp"
@@ -23,7 +23,9 @@ struct Compact {
   std::int32_t* progress;  // tickets given out, then a flag for each tile
 
   // beside the tile, the place of the ticket
-  std::size_t shared_bytes() const { return sizeof(float) * (static_cast<std::size_t>(plan.rows_of_tile) * call.kept + 4); }
+  std::size_t shared_bytes() const {
+    return sizeof(float) * (static_cast<std::size_t>(plan.rows_of_tile) * call.kept + 4);
+  }
 
   MFDMC_DEVICE void read(const Block& block, std::int64_t tile, float* held) const {
     const std::int64_t first = plan.first_row(tile);

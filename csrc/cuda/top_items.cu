@@ -77,7 +77,8 @@ struct Candidate {
   std::int32_t item;  // -1: none
 };
 
-// Offers kLanes candidates, candidate(lane), to a list and returns its new length. Among equal scores their items ascend.
+// Offers kLanes candidates, candidate(lane), to a list and returns its new length. Among equal scores their items
+// ascend.
 template <typename CandidateOf>
 MFDMC_DEVICE int offer(const Warp& warp, const TopList& list, int length, const Cut& cut, CandidateOf candidate) {
   const auto good_enough = [&](float score) {
@@ -252,8 +253,8 @@ struct Merge {
     block.each_warp(kWarps, [&](const Warp& warp, int w) {
       const std::int64_t user = block.index() * kWarps + w;
       if (user >= call.n_users) return;
-      const TopList list = {block.shared<float>(0) + w * width(), block.shared<std::int32_t>(0) + (kWarps + w) * width(),
-                            width()};
+      const TopList list = {block.shared<float>(0) + w * width(),
+                            block.shared<std::int32_t>(0) + (kWarps + w) * width(), width()};
       const Cut cut(call, user);
       int length = 0;
       const int n = call.splits * width();

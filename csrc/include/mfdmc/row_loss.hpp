@@ -55,7 +55,8 @@ static MFDMC_HOST_DEVICE inline void logit_gradients(const float* weights /* [n_
   for (int k = 0; k < n_clusters; ++k) q[k] = weights[k] * ((q[k] - origin) - mean);
 }
 
-// Part of the spread that center `a` has with another: max(0, margin - |a - b|)^2. Adds factor times its gradient at `a`.
+// Part of the spread that center `a` has with another: max(0, margin - |a - b|)^2. Adds factor times its gradient at
+// `a`.
 static MFDMC_HOST_DEVICE inline float hinge_of_pair(const float* a /* [view_dim] */, const float* b /* [view_dim] */,
                                                     int view_dim, float margin, float factor,
                                                     float* gradient /* [view_dim] */) {
