@@ -31,6 +31,8 @@ OPS_ORDER = [
     "reference",
     "reference_gibbs",
     "native",
+    "cuda",
+    "cuda_training",
     *(
         f"triton_kernels{kernels}"
         for kernels in (
@@ -189,7 +191,7 @@ def test_the_check_sees_imports_inside_functions_and_of_names() -> None:
 
 @pytest.mark.parametrize("statement", ["import mfdmc_fast", "from mfdmc_fast.ops import functional, reference"])
 def test_importing_loads_nothing_heavy(statement: str) -> None:
-    heavy = "'sklearn', 'pyarrow', 'typer', 'rich', 'mfdmc_fast._cpu', 'triton'"
+    heavy = "'sklearn', 'pyarrow', 'typer', 'rich', 'mfdmc_fast._cpu', 'mfdmc_fast._cuda', 'triton'"
     heavy += ", 'torch'" if statement == "import mfdmc_fast" else ""
     program = f"import sys; {statement}; print([name for name in ({heavy}) if name in sys.modules])"
     run = subprocess.run(

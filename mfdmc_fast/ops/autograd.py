@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mfdmc_fast.ops import native, reference, triton_backend
+from mfdmc_fast.ops import cuda_training, native, reference, triton_backend
 from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
 
 # with the signature of `native.batch_loss_and_gradients`
@@ -72,6 +72,25 @@ def batch_loss_triton(
     batch = user_idx, item_idx, ratings
     return _batch_loss(
         triton_backend.batch_loss_and_gradients, user, item, global_mean, *batch, combine, weights, spread_margin
+    )
+
+
+def batch_loss_cuda(
+    user: SideTensors,
+    item: SideTensors,
+    global_mean: float,
+    user_idx: Tensor,
+    item_idx: Tensor,
+    ratings: Tensor,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    spread_margin: float,
+) -> LossTerms:
+    """`batch_loss` in CUDA. Only `total` is differentiable, once."""
+    batch = user_idx, item_idx, ratings
+    return _batch_loss(
+        cuda_training.batch_loss_and_gradients, user, item, global_mean, *batch, combine, weights, spread_margin
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable, ConfigError
-from mfdmc_fast.ops import autograd, native, reference, reference_gibbs, triton_backend
+from mfdmc_fast.ops import autograd, cuda, native, reference, reference_gibbs, triton_backend
 
 logger = logging.getLogger("mfdmc_fast")
 
@@ -100,6 +100,25 @@ BACKENDS = {
             hint=" (CPU tensors only in Triton's interpreter, slowly: set the environment variable TRITON_INTERPRET=1)",
         ),
         Backend(
+            name="cuda",
+            devices=frozenset({"cuda"}),
+            ops={
+                "batch_loss": autograd.batch_loss_cuda,
+                "cluster_usage": cuda.cluster_usage,
+                "compact_columns": cuda.compact_columns,
+                "score_pairs": cuda.score_pairs,
+                "top_items": cuda.top_items,
+            },
+            why_unavailable=cuda.why_unavailable,
+            dtypes=dict.fromkeys(
+                ("batch_loss", "cluster_usage", "compact_columns", "score_pairs", "top_items"),
+                frozenset({torch.float32}),
+            ),
+            max_columns=dict.fromkeys(
+                ("batch_loss", "cluster_usage", "compact_columns", "score_pairs"), cuda.MAX_COLUMNS
+            ),
+        ),
+        Backend(
             name="cpu",
             devices=frozenset({"cpu"}),
             ops={
@@ -131,6 +150,7 @@ BACKENDS = {
             ops={
                 "batch_loss": reference.batch_loss,
                 "cluster_usage": reference.cluster_usage,
+                "compact_columns": reference.compact_columns,
                 "embed": reference.embed,
                 "fold_in": reference.fold_in,
                 "fold_in_factors": reference.fold_in_factors,

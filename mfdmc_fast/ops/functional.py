@@ -499,6 +499,30 @@ def cluster_usage(side: SideTensors, among: Tensor, *, backend: str = "auto") ->
         return cast(Tensor, chosen.ops["cluster_usage"](_contiguous(side), among))
 
 
+def compact_columns(table: Tensor, keep: Tensor, *, backend: str = "auto") -> Tensor:
+    """Move the kept columns of a table to the front of its own memory: what pruning does to logits and their moments.
+
+    Args:
+        table: [n, columns], contiguous; its content is overwritten.
+        keep: [k] int64, ascending, on the same device.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        [n, k], a contiguous view of the kept part with the same `data_ptr()`. No input gets a gradient.
+
+    Raises:
+        ValueError, TypeError, IndexError: the table is not contiguous, or a column outside it or out of order.
+    """
+    if table.ndim != 2 or not table.is_contiguous():
+        raise ValueError(f"only a contiguous table [n, columns] can be compacted, got {list(table.shape)}")
+    check_rows("keep", keep, table.shape[1])
+    if keep.device != table.device or not bool((keep.diff() > 0).all()):
+        raise ValueError(f"keep must ascend and be on {table.device}, as the table is")
+    chosen = dispatch.choose("compact_columns", table.device, table.dtype, backend, table.shape[1])
+    with torch.no_grad():
+        return cast(Tensor, chosen.ops["compact_columns"](table, keep.contiguous()))
+
+
 def columns_of(*sides: SideTensors) -> int:
     """The larger of the clusters of a side and the numbers of a `concat` embedding: what limits some kernels."""
     return max(max(sum(s.n_clusters), len(s.n_clusters) * s.centers.shape[1]) for s in sides)

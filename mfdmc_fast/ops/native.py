@@ -38,20 +38,31 @@ MAX_BATCHES = 65_536
 MAX_RANK = 126
 
 
+def load_compiled(module: str, title: str, variable: str) -> ModuleType | str:
+    """A compiled module of this package, or the sentence that says why there is none.
+
+    Args:
+        module: `_cpu` or `_cuda`.
+        title: what it is called, with the compiler that it takes: `C++` or `CUDA`.
+        variable: the environment variable of `setup.py` that builds it.
+    """
+    try:
+        return importlib.import_module(f"mfdmc_fast.{module}")
+    except ModuleNotFoundError:
+        if any(Path(__file__).parents[1].glob(f"{module}.*")):
+            return f"the {title} module was built for another Python version; reinstall the package with this one"
+        return (
+            f"the {title} module was not built (no {title} compiler at install time, or {variable}=off); "
+            f"reinstall with {variable}=on to see the compiler's message"
+        )
+    except ImportError as error:
+        return f"the {title} module does not load ({error}); reinstall the package on this machine"
+
+
 @functools.cache
 def _load() -> ModuleType | str:
     """The compiled module, or the sentence that says why there is none; tried once per process."""
-    try:
-        return importlib.import_module("mfdmc_fast._cpu")
-    except ModuleNotFoundError:
-        if any(Path(__file__).parents[1].glob("_cpu.*")):
-            return "the C++ module was built for another Python version; reinstall the package with this one"
-        return (
-            "the C++ module was not built (no C++ compiler at install time, or MFDMC_NATIVE=off); "
-            "reinstall with MFDMC_NATIVE=on to see the compiler's message"
-        )
-    except ImportError as error:
-        return f"the C++ module does not load ({error}); reinstall the package on this machine"
+    return load_compiled("_cpu", "C++", "MFDMC_NATIVE")
 
 
 def _module() -> ModuleType:

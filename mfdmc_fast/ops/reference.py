@@ -18,6 +18,9 @@ from torch import Tensor
 
 from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, RowPrior, RowRatings, SideTensors
 
+# rows of a table moved per step: bounds the temporary copy of a compaction
+_ROWS_PER_BLOCK = 65_536
+
 
 def log_assignment_weights(assignment_logits: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
     """Logarithm of the assignment weights, cluster-major: log-softmax of the logits inside each view.
@@ -411,8 +414,20 @@ def top_items(
         all_scores.append(scores)
     if not all_items:
         width = min(n, len(item_embeddings))
-        return torch.empty(0, width, dtype=torch.int64), user_embeddings.new_empty(0, width)
+        empty = user_embeddings.new_empty(0, width)
+        return empty.long(), empty
     return torch.cat(all_items), torch.cat(all_scores)
+
+
+def compact_columns(table: Tensor, keep: Tensor) -> Tensor:
+    """The kept columns, in the table's own memory; see `mfdmc_fast.ops.functional.compact_columns` for the contract."""
+    n, flat = len(table), table.view(-1)
+    compacted = flat[: n * len(keep)].view(n, len(keep))
+    for start in range(0, n, _ROWS_PER_BLOCK):
+        # a block's target ends before the next block's source begins, so blocks in ascending order are safe
+        block = table[start : start + _ROWS_PER_BLOCK].index_select(1, keep)
+        compacted[start : start + len(block)].copy_(block)
+    return compacted
 
 
 def _empty_terms(parameters: list[Tensor | None]) -> LossTerms:

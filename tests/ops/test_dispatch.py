@@ -21,6 +21,7 @@ NOT_BUILT = "the C++ module was not built; reinstall with MFDMC_NATIVE=on"
 OPS = [
     "batch_loss",
     "cluster_usage",
+    "compact_columns",
     "embed",
     "fold_in",
     "fold_in_factors",
@@ -87,7 +88,7 @@ def test_auto_logs_each_choice_once_with_the_reason(caplog: pytest.LogCaptureFix
         dispatch.choose("embed", CPU, torch.float32)
         dispatch.choose("score_pairs", CPU, torch.float32)
     expected = "score_pairs runs on backend reference; not triton: it serves cuda tensors, not cpu"
-    expected += f"; not cpu: {NOT_BUILT}"
+    expected += f"; not cuda: it serves cuda tensors, not cpu; not cpu: {NOT_BUILT}"
     assert first == [("mfdmc_fast", logging.INFO, expected)]
     assert [record.getMessage().split()[0] for record in caplog.records] == ["score_pairs", "embed"]
 
@@ -151,12 +152,12 @@ def test_environment_variable_never_falls_back(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if source == "variable":
         monkeypatch.setenv("MFDMC_BACKEND", "gpu")
-    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, triton, cpu, reference"):
+    with pytest.raises(ConfigError, match="unknown backend 'gpu'; choose one of: auto, triton, cuda, cpu, reference"):
         dispatch.choose("score_pairs", CPU, torch.float32, "gpu" if source == "argument" else "auto")
 
 
 def test_names_are_spelled_exactly() -> None:
-    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, triton, cpu, reference"):
+    with pytest.raises(ConfigError, match="unknown backend 'CPU'; choose one of: auto, triton, cuda, cpu, reference"):
         dispatch.choose("score_pairs", torch.device("cpu"), torch.float32, "CPU")
 
 
@@ -246,6 +247,7 @@ def _calls(case: Case) -> dict[str, Any]:
     return {
         "batch_loss": lambda: functional.batch_loss(*case, backend="reference"),
         "cluster_usage": lambda: functional.cluster_usage(case.user, everyone, backend="reference"),
+        "compact_columns": lambda: functional.compact_columns(z, torch.tensor([0, 2]), backend="reference"),
         "embed": lambda: functional.embed(case.user, backend="reference"),
         "fold_in": lambda: functional.fold_in(
             case.user._replace(assignment_logits=case.user.assignment_logits[:1], bias=None),
