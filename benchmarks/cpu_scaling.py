@@ -98,7 +98,7 @@ def gathered_loss(model: MFDMCModel, weights: LossWeights) -> Any:
             assert side.bias is not None
             bias = side.bias.index_select(0, idx)
             prediction = prediction + bias
-            loss = loss + weights.spread * reference.spread(side.centers, side.n_clusters, model.config.spread_margin)
+            loss = loss + weights.spread * reference.spread(side.centers, side.n_clusters, model.spread_margin)
             loss = loss + (
                 weights.proximity * reference.proximity(log_w.exp(), side.centers, per_view, side.n_clusters).mean()
                 + weights.entropy * reference.normalized_entropy(log_w, side.n_clusters).mean()

@@ -133,7 +133,7 @@ def table_loss(model: MFDMCModel, weights: LossWeights) -> Callable[..., Tensor]
             prediction = prediction + side.bias.index_select(0, idx)
             proximity = reference.proximity(log_w.exp(), side.centers, per_view, side.n_clusters)
             entropy = reference.normalized_entropy(log_w, side.n_clusters).mean(0)
-            loss = loss + weights.spread * reference.spread(side.centers, side.n_clusters, model.config.spread_margin)
+            loss = loss + weights.spread * reference.spread(side.centers, side.n_clusters, model.spread_margin)
             loss = loss + share @ (
                 weights.proximity * proximity
                 + weights.entropy * entropy

@@ -46,6 +46,7 @@ def draw(rng: random.Random, terms: bool) -> dict[str, Any]:
     """Settings for a trial."""
     settings: dict[str, Any] = {
         **SHAPE,
+        "rating_unit": 1.0,
         "epochs": rng.choice((60, 120)),
         "batch_size": rng.choice((2048, 4096)),
         "center_scale": rng.choice((1.0, 2.0)),

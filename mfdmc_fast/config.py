@@ -64,6 +64,11 @@ class TrainingConfig(ModelConfig):
     learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = _option(
         "cosine", "how learning rates change over the run"
     )
+    rating_unit: float | None = _option(
+        None,
+        "rating points that count as 1 for learning rates, loss weights, margin and initial values; unset: a quarter of"
+        " the width of the rating scale, so that the defaults fit every scale as they fit 1 to 5",
+    )
     l2_count_power: float = _option(
         0.5,
         "the L2 pull of an entity with c training ratings grows as c to the power 1 - this: with 0, every rating pulls",
@@ -81,6 +86,8 @@ class TrainingConfig(ModelConfig):
         _require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in _rates(self):
             _require(getattr(self, name) is None or getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        unit = self.rating_unit
+        _require(unit is None or 0 < unit < math.inf, "rating_unit", unit, "above 0 and finite")
         _require(0 <= self.l2_count_power <= 1, "l2_count_power", self.l2_count_power, "in [0, 1]")
         _require(self.patience is None or self.patience >= 1, "patience", self.patience, "1 or more")
 
@@ -294,6 +301,23 @@ def with_rates(config: TrainingConfigT) -> TrainingConfigT:
     """The config with the learning rates that are unset filled in: the defaults of its optimizer."""
     unset: dict[str, Any] = {name: defaults[config.optimizer] for name, defaults in _rates(config).items()}
     return dataclasses.replace(config, **{name: rate for name, rate in unset.items() if getattr(config, name) is None})
+
+
+def with_unit(config: TrainingConfigT, scale: tuple[float, float]) -> TrainingConfigT:
+    """The config with `rating_unit` filled in where it is unset: a quarter of the width of the rating scale.
+
+    Args:
+        config: settings of a model.
+        scale: lowest and highest rating; the unit is 1 where they are the same.
+    """
+    if config.rating_unit is not None:
+        return config
+    return dataclasses.replace(config, rating_unit=(scale[1] - scale[0]) / 4 or 1.0)
+
+
+def unit_of(config: TrainingConfig) -> float:
+    """`rating_unit`, or 1 where it is unset and no rating scale is known."""
+    return 1.0 if config.rating_unit is None else config.rating_unit
 
 
 def with_l2(config: TrainingConfigT, n_ratings: int, n_entities: int) -> TrainingConfigT:

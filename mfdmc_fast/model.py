@@ -19,6 +19,7 @@ from mfdmc_fast.config import (
     ModelConfig,
     TrainingConfig,
     l2_at,
+    unit_of,
     weight_at,
     with_rates,
 )
@@ -133,9 +134,9 @@ class Side(nn.Module):
 
     def __init__(self, n: int, config: MFDMCConfig, generator: torch.Generator) -> None:
         super().__init__()
-        n_columns = config.n_views * config.n_clusters
+        n_columns, size = config.n_views * config.n_clusters, config.center_scale * math.sqrt(unit_of(config))
         self.assignment_logits = nn.Parameter(torch.randn(n, n_columns, generator=generator) * config.logit_scale)
-        self.centers = nn.Parameter(torch.randn(n_columns, config.view_dim, generator=generator) * config.center_scale)
+        self.centers = nn.Parameter(torch.randn(n_columns, config.view_dim, generator=generator) * size)
         self.bias = nn.Parameter(torch.zeros(n)) if config.biases else None
         self.cluster_ids = tuple(tuple(range(config.n_clusters)) for _ in range(config.n_views))
         self.l2_scale: Tensor | None
@@ -183,15 +184,23 @@ class MFDMCModel(RatingModel):
         self.item = Side(n_items, config, generator)
 
     def loss_weights(self, epoch: int) -> LossWeights:
-        """Weights of the loss terms in an epoch (the first is 1)."""
-        c = self.config
+        """Weights of the loss terms in an epoch (the first is 1).
+
+        Squared errors grow with the square of the unit of ratings, lengths of embeddings with its root.
+        """
+        c, unit = self.config, unit_of(self.config)
         return LossWeights(
-            spread=weight_at(c.weight_spread, epoch),
-            proximity=weight_at(c.weight_proximity, epoch),
-            entropy=weight_at(c.weight_entropy, epoch),
-            l2=l2_at(c, epoch),
+            spread=weight_at(c.weight_spread, epoch) * unit,
+            proximity=weight_at(c.weight_proximity, epoch) * unit,
+            entropy=weight_at(c.weight_entropy, epoch) * unit**2,
+            l2=l2_at(c, epoch) * unit,
             bias_l2=weight_at(c.weight_bias_l2, epoch),
         )
+
+    @property
+    def spread_margin(self) -> float:
+        """Distance from which on two centers do not repel each other."""
+        return self.config.spread_margin * math.sqrt(unit_of(self.config))
 
     def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:
         return functional.batch_loss(
@@ -203,7 +212,7 @@ class MFDMCModel(RatingModel):
             ratings,
             combine=self.config.combine,
             weights=self.loss_weights(epoch),
-            spread_margin=self.config.spread_margin,
+            spread_margin=self.spread_margin,
             backend=self.config.backend,
         )
 
@@ -231,7 +240,7 @@ class MFDMCModel(RatingModel):
     def native_options(self, epoch: int) -> Any:
         return native.loss_options(
             self.loss_weights(epoch),
-            spread_margin=self.config.spread_margin,
+            spread_margin=self.spread_margin,
             global_mean=self.global_mean,
             combine=self.config.combine,
         )
@@ -246,15 +255,17 @@ class MFDMCModel(RatingModel):
         return None if bias is None else bias.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        c = with_rates(self.config)
+        c, unit = with_rates(self.config), unit_of(self.config)
         sides = (self.user, self.item)
+        assert c.learning_rate_centers is not None
+        assert c.learning_rate_biases is not None
         groups: list[dict[str, Any]] = [
             {"params": [s.assignment_logits for s in sides], "lr": c.learning_rate, "name": "assignment_logits"},
-            {"params": [s.centers for s in sides], "lr": c.learning_rate_centers, "name": "centers"},
+            {"params": [s.centers for s in sides], "lr": c.learning_rate_centers * math.sqrt(unit), "name": "centers"},
         ]
         biases = [s.bias for s in sides if s.bias is not None]
         if biases:
-            groups.append({"params": biases, "lr": c.learning_rate_biases, "name": "biases"})
+            groups.append({"params": biases, "lr": c.learning_rate_biases * unit, "name": "biases"})
         return groups
 
     def prunable_sides(self) -> dict[SideName, Side]:
@@ -281,7 +292,7 @@ class FunkMFModel(RatingModel):
         self.train_mean = train_mean
         self.global_mean = train_mean if config.biases else 0.0
         self.n_entities = {"user": n_users, "item": n_items}
-        size, scale = config.n_factors, config.factor_scale
+        size, scale = config.n_factors, config.factor_scale * math.sqrt(unit_of(config))
         self.user_factors = nn.Parameter(torch.randn(n_users, size, generator=generator) * scale)
         self.item_factors = nn.Parameter(torch.randn(n_items, size, generator=generator) * scale)
         self.user_bias = nn.Parameter(torch.zeros(n_users)) if config.biases else None
@@ -314,7 +325,8 @@ class FunkMFModel(RatingModel):
 
     def loss_weights(self, epoch: int) -> LossWeights:
         """Weights of the loss terms in an epoch (the first is 1)."""
-        return LossWeights(l2=l2_at(self.config, epoch), bias_l2=weight_at(self.config.weight_bias_l2, epoch))
+        c = self.config
+        return LossWeights(l2=l2_at(c, epoch) * unit_of(c), bias_l2=weight_at(c.weight_bias_l2, epoch))
 
     def native_parameters(self, side: SideName) -> native.SideParameters:
         user, item = self._sides()
@@ -349,13 +361,16 @@ class FunkMFModel(RatingModel):
         return None if bias is None else bias.detach()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        c = with_rates(self.config)
+        c, unit = with_rates(self.config), unit_of(self.config)
+        assert c.learning_rate is not None
+        assert c.learning_rate_biases is not None
+        rate = c.learning_rate * math.sqrt(unit)
         groups: list[dict[str, Any]] = [
-            {"params": [self.user_factors, self.item_factors], "lr": c.learning_rate, "name": "factors"}
+            {"params": [self.user_factors, self.item_factors], "lr": rate, "name": "factors"}
         ]
         biases = [b for b in (self.user_bias, self.item_bias) if b is not None]
         if biases:
-            groups.append({"params": biases, "lr": c.learning_rate_biases, "name": "biases"})
+            groups.append({"params": biases, "lr": c.learning_rate_biases * unit, "name": "biases"})
         return groups
 
 

@@ -166,6 +166,7 @@ class TestTrain:
             "batch_size": 64,
             "optimizer": "adagrad",
             "learning_rate_schedule": "one-cycle",
+            "rating_unit": 2.5,
             "l2_count_power": 0.25,
             "validation_fraction": 0.25,
             "patience": 9,

@@ -754,3 +754,24 @@ class TestClusters:
     def test_funkmf_has_no_clusters(self) -> None:
         assert not hasattr(FunkMF(), "clusters")
         assert not hasattr(FunkMF(), "memberships")
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize(
+    "make_model", [lambda **k: MFDMC(n_views=2, n_clusters=4, prune_start=4, **k), FunkMF], ids=["mfdmc", "funkmf"]
+)
+def test_the_rating_scale_does_not_matter(make_model: Any, optimizer: str, ratings: Ratings) -> None:
+    predicted = []
+    for factor, shift in ((1.0, 0.0), (25.0, -25.0)):
+        scaled = Ratings(ratings.users, ratings.items, ratings.ratings * factor + shift)
+        low, high = (bound * factor + shift for bound in (1.0, 5.0))
+        model = make_model(epochs=8, optimizer=optimizer).fit(scaled, rating_scale=(low, high))
+        assert model.model_.config.rating_unit == factor
+        predicted.append((model.predict(pairs_of(ratings)) - shift) / factor)
+    np.testing.assert_allclose(predicted[1], predicted[0], atol=2e-3)
+    assert np.abs(predicted[0] - ratings.ratings.mean()).max() > 0.1
+
+
+def test_the_rating_unit_is_1_where_all_ratings_are_the_same() -> None:
+    model = FunkMF(epochs=1).fit((["a", "b"], ["x", "y"], [3.0, 3.0]))
+    assert model.model_.config.rating_unit == 1.0

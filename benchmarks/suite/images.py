@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mfdmc-defaults": SHAPE,
     "mfdmc-accurate": {
         **SHAPE,
+        "rating_unit": 1.0,
         "epochs": 120,
         "batch_size": 2048,
         "center_scale": 1.0,
@@ -54,6 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "mfdmc-sharp": {
         **SHAPE,
+        "rating_unit": 1.0,
         "epochs": 60,
         "batch_size": 2048,
         "center_scale": 2.0,

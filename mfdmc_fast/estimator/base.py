@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from mfdmc_fast import __version__, metrics
 from mfdmc_fast.bayesian import SideFeatures
-from mfdmc_fast.config import ModelConfig, config_from_dict
+from mfdmc_fast.config import ModelConfig, TrainingConfig, config_from_dict, with_unit
 from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary, holdout, read_features, read_ratings
 from mfdmc_fast.errors import ConfigError, DataError, ModelFileError
 from mfdmc_fast.model import Predictor
@@ -282,6 +282,8 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         features: SideFeatures = SideFeatures(),
     ) -> None:
         """Train on encoded ratings in (user, item) order and adopt the result."""
+        if isinstance(config, TrainingConfig):
+            config = with_unit(config, scale)
         model = self._new_model(config, train)
         history = self._train(model, train, validation, callbacks, scale, features)
         seen = SeenItems(train.user_offsets, train.item_idx)

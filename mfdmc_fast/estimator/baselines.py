@@ -40,6 +40,7 @@ class FunkMF(RatingEstimator):
         learning_rate_biases: float | None = FunkMFConfig.learning_rate_biases,
         learning_rate_schedule: Literal["cosine", "constant", "one-cycle"] = FunkMFConfig.learning_rate_schedule,
         weight_l2: WeightSchedule | None = FunkMFConfig.weight_l2,
+        rating_unit: float | None = FunkMFConfig.rating_unit,
         l2_count_power: float = FunkMFConfig.l2_count_power,
         weight_bias_l2: WeightSchedule = FunkMFConfig.weight_bias_l2,
         validation_fraction: float = FunkMFConfig.validation_fraction,
@@ -59,6 +60,7 @@ class FunkMF(RatingEstimator):
         self.learning_rate_biases = learning_rate_biases
         self.learning_rate_schedule = learning_rate_schedule
         self.weight_l2 = weight_l2
+        self.rating_unit = rating_unit
         self.l2_count_power = l2_count_power
         self.weight_bias_l2 = weight_bias_l2
         self.validation_fraction = validation_fraction

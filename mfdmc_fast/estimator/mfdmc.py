@@ -64,6 +64,7 @@ class MFDMC(RatingEstimator):
         weight_proximity: WeightSchedule = MFDMCConfig.weight_proximity,
         weight_entropy: WeightSchedule = MFDMCConfig.weight_entropy,
         weight_l2: WeightSchedule | None = MFDMCConfig.weight_l2,
+        rating_unit: float | None = MFDMCConfig.rating_unit,
         l2_count_power: float = MFDMCConfig.l2_count_power,
         weight_bias_l2: WeightSchedule = MFDMCConfig.weight_bias_l2,
         teacher: Any = MFDMCConfig.teacher,
@@ -99,6 +100,7 @@ class MFDMC(RatingEstimator):
         self.weight_proximity = weight_proximity
         self.weight_entropy = weight_entropy
         self.weight_l2 = weight_l2
+        self.rating_unit = rating_unit
         self.l2_count_power = l2_count_power
         self.weight_bias_l2 = weight_bias_l2
         self.teacher = teacher
