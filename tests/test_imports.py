@@ -19,7 +19,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files"], 0),
     **dict.fromkeys(["data", "metrics", "ops"], 1),
     "model": 2,
-    **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
+    **dict.fromkeys(["device_batches", "device_epochs", "device_validation", "epochs", "optim", "pruning", "scoring", "steps"], 3),
     "training": 4,
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
@@ -38,6 +38,7 @@ OPS_ORDER = [
             ".launch",
             ".device_code",
             ".grouping",
+            ".deal",
             ".entity_forward",
             ".rating_pass",
             ".entity_backward",
@@ -204,7 +205,7 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
 def test_every_public_name_resolves(module: str) -> None:
-    if "triton_kernels" in module:
+    if "triton_kernels" in module or module.startswith("device_"):
         pytest.importorskip("triton")
     loaded = mfdmc_fast if module == "__init__" else importlib.import_module(f"mfdmc_fast.{module}")
     names = getattr(loaded, "__all__", [])

@@ -117,6 +117,18 @@ def usage_tile(n_clusters: tuple[int, ...]) -> Tile:
     return Tile(max(1, (65_536 if INTERPRETED else 1024) // clusters), clusters, 4)
 
 
+def deal_tile(n_batches: int) -> Tile:
+    """Runs of ratings at a time and padded batches of dealing: 16 places of permutations in a thread."""
+    batches = power_of_2(n_batches)
+    return Tile(4096 if INTERPRETED else max(32, 2048 // batches), batches, 4)
+
+
+def partition_tile(n_batches: int) -> Tile:
+    """Ratings at a time and padded batches of the partition by batch."""
+    batches = power_of_2(n_batches)
+    return Tile(max(128, ((1 << 17) if INTERPRETED else 4096) // batches), batches, 4)
+
+
 def score_tile() -> Tile:
     """Users and items at a time of `top_items`."""
     return Tile(256, 1024, 4) if INTERPRETED else Tile(32, 64, 4)
