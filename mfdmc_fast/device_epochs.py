@@ -18,12 +18,12 @@ from mfdmc_fast.ops.native import SideParameters
 from mfdmc_fast.ops.triton_kernels import launch
 from mfdmc_fast.ops.triton_kernels.batch_loss import (
     BatchSide,
-    Update,
     adagrad_steps,
     adam_steps,
     batch_pass,
     loss_constants,
 )
+from mfdmc_fast.ops.triton_kernels.entity_backward import Update
 from mfdmc_fast.ops.triton_kernels.grouping import Groups
 from mfdmc_fast.optim import ADAGRAD_EPSILON, ADAM_BETAS, ADAM_EPSILON, OptimizerState
 from mfdmc_fast.steps import BatchListener, FreshState, diverged, mean_terms, rates_of_steps
@@ -77,6 +77,10 @@ class DeviceEpochs:
     @torch.no_grad()
     def run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
         """As `Epochs.run`; the listeners hear of all batches when the epoch is over."""
+        with launch.on(self._model.device):
+            return self._run(epoch, listeners)
+
+    def _run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
         n_batches = self._batches.n_batches
         first_step = (epoch - 1) * n_batches
         self._steps.copy_(self._steps_of_run[first_step : first_step + n_batches])
@@ -143,4 +147,6 @@ class DeviceEpochs:
 
 def _detached(side: SideParameters) -> SideParameters:
     """The same memory, unknown to autograd."""
-    return replace(side, **{name: tensor.detach() for name, tensor in side.tensors().items()})
+    bias = None if side.bias is None else side.bias.detach()
+    centers = None if side.centers is None else side.centers.detach()
+    return replace(side, table=side.table.detach(), bias=bias, centers=centers)

@@ -19,7 +19,9 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files"], 0),
     **dict.fromkeys(["data", "metrics", "ops"], 1),
     "model": 2,
-    **dict.fromkeys(["device_batches", "device_epochs", "device_validation", "epochs", "optim", "pruning", "scoring", "steps"], 3),
+    **dict.fromkeys(
+        ["device_batches", "device_epochs", "device_validation", "epochs", "optim", "pruning", "scoring", "steps"], 3
+    ),
     "training": 4,
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),

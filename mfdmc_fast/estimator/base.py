@@ -22,7 +22,7 @@ from mfdmc_fast.config import ModelConfig, TrainingConfig, config_from_dict, wit
 from mfdmc_fast.data import Ratings, RatingsDataset, Vocabulary, holdout, read_features, read_ratings
 from mfdmc_fast.errors import ConfigError, DataError, ModelFileError
 from mfdmc_fast.model import Predictor
-from mfdmc_fast.ops import functional
+from mfdmc_fast.ops import dispatch, functional
 from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, load_state, save_state
@@ -93,10 +93,11 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             self.
 
         Raises:
-            DataError: the ratings cannot be used. ConfigError: a setting is wrong. TrainingDiverged: the loss is not
-            finite.
+            DataError: the ratings cannot be used. ConfigError: a setting is wrong. BackendUnavailable: the device or
+            backend cannot be used here. TrainingDiverged: the loss is not finite.
         """
         config = self._config()
+        dispatch.check_device(config.device)
         self._check_features(user_features, item_features)
         given = {"user": user_features, "item": item_features}
         sources = {side: read_features(source) for side, source in given.items() if source is not None}

@@ -212,7 +212,8 @@ class Dealer:
 
     def sizes(self) -> Tensor:
         """[n_batches] int64 ratings of the batches, on the device."""
-        return self.batch_size - (self.by_user.users[:, -1] == self._n_users).to(torch.int64)
+        short = self.by_user.users[:, -1] == self._n_users
+        return torch.where(short, self.batch_size - 1, self.batch_size)
 
     def _new_batches(self) -> Columns:
         whole, shape = self._ratings, (self._n_batches, self._stride)

@@ -7,6 +7,7 @@ everywhere. Triton decides when a kernel is defined whether it is interpreted; `
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -137,6 +138,11 @@ def score_tile() -> Tile:
 def options(warps: int) -> dict[str, Any]:
     """What a kernel is compiled with besides its constants; Triton 3.9 warns where the fusing is left to it."""
     return {"num_warps": warps, "enable_fp_fusion": True}
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Where kernels have to be launched that work on this device: Triton takes torch's current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def views_of_a_program(n_views: int, n_tiles: int) -> int:
