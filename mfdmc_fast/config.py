@@ -35,7 +35,7 @@ class ModelConfig:
 
     validation_fraction: float = _option(0.0, "share of the ratings held out to watch each epoch; 0 = none")
     seed: int = _option(0, "seed of initial values, batches, draws and the validation split")
-    backend: str = _option("auto", "family of kernels: auto, cpu, triton or reference")
+    backend: str = _option("auto", "family of kernels: auto, triton, cpu or reference")
     device: str = _option("cpu", "torch device of the parameters, such as cpu or cuda")
 
     def __post_init__(self) -> None:

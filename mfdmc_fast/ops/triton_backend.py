@@ -22,7 +22,7 @@ DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16}
 # clusters of a side or numbers of an embedding
 MAX_COLUMNS = 1024
 # numbers in the centers of a view, clusters and view_dim each rounded up to a power of 2: one program holds them
-MAX_VIEW = 16_384
+MAX_VIEW = 8192
 
 
 @functools.cache

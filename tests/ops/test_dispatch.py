@@ -201,7 +201,7 @@ def test_the_interpreter_serves_cpu_tensors_by_name_only(source: str, monkeypatc
         ("batch_loss", torch.complex64, (), "for batch_loss, not torch.complex64"),
         ("top_items", torch.float64, (), "it serves torch.float32 for top_items, not torch.float64"),
         ("batch_loss", torch.float32, (1025, 1), "at most 1024 clusters or embedding numbers a side, not 1025"),
-        ("score_pairs", torch.float32, (1024, 32_768), "at most 16384 numbers in the centers of a view"),
+        ("score_pairs", torch.float32, (1024, 32_768), "at most 8192 numbers in the centers of a view"),
     ],
 )
 def test_triton_refuses_what_it_cannot_take(op: str, dtype: torch.dtype, limits: tuple[int, ...], reason: str) -> None:

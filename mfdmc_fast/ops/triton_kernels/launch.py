@@ -84,7 +84,8 @@ def power_of_2(n: int) -> int:
 def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) -> EntityTile:
     """Tile of the entity kernels of a side; `benchmarks.triton_resources` writes down what registers they take."""
     clusters, dim = power_of_2(max(n_clusters)), power_of_2(view_dim)
-    use_dot = dim >= 16 and accumulator(dtype) == torch.float32
+    # operands of a dot go through shared memory, of which 16 rows of a larger view would take more than some GPUs have
+    use_dot = dim >= 16 and clusters <= 256 and accumulator(dtype) == torch.float32
     if use_dot:
         clusters = max(16, clusters)
         warps = 4 if clusters * dim <= 2048 else 8
@@ -92,8 +93,9 @@ def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) 
     elements = clusters * dim
     if INTERPRETED:
         return EntityTile(max(1, min(1024, (1 << 20) // elements)), clusters, dim, False, 4)
-    rows = max(1, min(32, 2048 // elements))
-    return EntityTile(rows, clusters, dim, False, max(1, min(8, rows * elements // 512)))
+    # 8 numbers of the three-dimensional products in each thread: with 16 there are spills
+    rows = max(1, min(16, 2048 // elements))
+    return EntityTile(rows, clusters, dim, False, max(1, min(8, rows * elements // 256)))
 
 
 def rating_tile(embedding_dim: int) -> RatingTile:
@@ -119,9 +121,9 @@ def usage_tile(n_clusters: tuple[int, ...]) -> Tile:
 
 
 def deal_tile(n_batches: int) -> Tile:
-    """Runs of ratings at a time and padded batches of dealing: 16 places of permutations in a thread."""
+    """Runs of ratings at a time and padded batches of dealing: 8 places of permutations in a thread."""
     batches = power_of_2(n_batches)
-    return Tile(4096 if INTERPRETED else max(32, 2048 // batches), batches, 4)
+    return Tile(4096 if INTERPRETED else max(32, 2048 // batches), batches, 8)
 
 
 def partition_tile(n_batches: int) -> Tile:
