@@ -41,7 +41,8 @@ class FreshState:
 
     Attributes:
         param_groups: the model's.
-        state: parameter → `exp_avg` and `exp_avg_sq` of its shape, or `row_sum`, one number a row, on its device.
+        state: parameter → `exp_avg` and `exp_avg_sq` of its shape, or `row_sum`, one number a row, on its device, in
+            float32 for 16-bit parameters.
     """
 
     def __init__(self, model: RatingModel) -> None:
@@ -49,12 +50,13 @@ class FreshState:
         self.state: dict[Any, dict[str, Any]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
                 if model.config.optimizer == "adagrad":
-                    self.state[parameter] = {"row_sum": parameter.data.new_zeros(len(parameter))}
+                    self.state[parameter] = {"row_sum": parameter.data.new_zeros(len(parameter), dtype=dtype)}
                 else:
                     self.state[parameter] = {
-                        "exp_avg": torch.zeros_like(parameter.data),
-                        "exp_avg_sq": torch.zeros_like(parameter.data),
+                        "exp_avg": torch.zeros_like(parameter.data, dtype=dtype),
+                        "exp_avg_sq": torch.zeros_like(parameter.data, dtype=dtype),
                     }
 
 
