@@ -130,7 +130,7 @@ def table_loss(
     sides = (model.user.tensors(), model.item.tensors())
 
     def total(user_idx: Tensor, item_idx: Tensor, ratings: Tensor) -> Tensor:
-        gathered, loss = [], torch.zeros(())
+        gathered, loss = [], sides[0].centers.new_zeros(())
         prediction = torch.full_like(ratings, model.global_mean)
         for side, idx in zip(sides, (user_idx, item_idx), strict=True):
             log_w = reference.log_assignment_weights(side.assignment_logits, side.n_clusters)

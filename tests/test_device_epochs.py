@@ -158,6 +158,19 @@ def test_divergence_names_the_batch_and_listeners_hear_of_all(ratings: RatingsDa
     assert heard == [(1, 1), (1, 2)]
 
 
+def test_16_bit_tables_train_with_float32_moments(ratings: RatingsDataset) -> None:
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = new_model(MFDMCConfig(**SMALL, batch_size=700, backend="triton"), ratings).to(DEVICE, dtype)
+        assert isinstance(model, MFDMCModel)
+        epochs = DeviceEpochs(model, BatchIterator(ratings, 700, 0))
+        assert {t.dtype for state in epochs.optimizer.state.values() for t in state.values()} == {torch.float32}
+        results.append((epochs.run(1, []), DeviceValidation(model, ratings, (1.0, 5.0)).errors()["rmse"]))
+        assert all(p.dtype == dtype for p in model.parameters())
+    assert results[1][0]["mse"] == pytest.approx(results[0][0]["mse"], rel=2e-3)
+    assert results[1][1] == pytest.approx(results[0][1], rel=2e-3)
+
+
 def test_the_triton_backend_trains_on_the_device(ratings: RatingsDataset) -> None:
     model = new_model(MFDMCConfig(**SMALL), ratings).to(DEVICE)
     assert isinstance(make_epochs(model, BatchIterator(ratings, None, 0), "triton"), DeviceEpochs)

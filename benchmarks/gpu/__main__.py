@@ -14,8 +14,9 @@ Sections, each in a process of its own, so that a kernel that fails takes no oth
   torch eager and compiled and a plain matrix factorization
 - backends: the ops of every backend of the device side by side
 
-Targets beside the figures are for an H200. Each row goes to DIR/gpu.jsonl as soon as it is known, and the table is
-printed again at the end. `--interpret --tiny` runs all of it on CPU tensors, as a test of itself: no time means anything.
+Targets beside the figures are for an H200. Each row goes to DIR/gpu.jsonl and to standard error as soon as it is
+known; the table is printed at the end. `--interpret --tiny` runs the same code on CPU tensors, as a test of itself: its
+times mean nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from pathlib import Path
 # share of the time; what a section leaves goes to those that follow
 SECTIONS = {
     "environment": 0.05,
-    "parity": 0.15,
-    "sanitizer": 0.22,
-    "kernels": 0.18,
+    "parity": 0.2,
+    "sanitizer": 0.2,
+    "kernels": 0.15,
     "training": 0.45,
-    "backends": 0.1,
+    "backends": 0.05,
 }
 
 
@@ -60,7 +61,9 @@ def run_section(name: str, log: Path, seconds: float, interpret: bool, tiny: boo
 
 def main() -> None:
     """Run the sections one after the other, then print the table; exit status 1 where a row failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.jsonl; a file from before is replaced")
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
     parser.add_argument("--section", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
@@ -74,6 +77,11 @@ def main() -> None:
         return
     if args.interpret != args.tiny:
         parser.error("--interpret and --tiny go together: the interpreter is for the smallest shapes alone")
+    if not args.interpret:
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("torch finds no CUDA device; --interpret --tiny runs the same code on CPU tensors")
     args.out.mkdir(parents=True, exist_ok=True)
     log.write_text("", encoding="utf-8")
     os.environ |= {"TRITON_INTERPRET": "1"} if args.interpret else {}

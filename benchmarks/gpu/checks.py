@@ -89,11 +89,9 @@ def _cases(section: Section) -> list[tuple[Combine, dict[str, Any]]]:
         return [("concat", {"batch_size": 63, "n_users": 20})]
     large = {"batch_size": 20_000, "n_users": 3000, "n_items": 900, "logit_scale": 3.0}
     return [
-        ("concat", {"batch_size": 63}),
         ("concat", {"batch_size": 5000, "n_users": 300, "n_items": 170, "l2_scales": True}),
         ("concat", {**large, "user_clusters": (10,) * 8, "item_clusters": (10,) * 8, "view_dim": 4}),
         ("sum", {**large, "user_clusters": (10, 7, 3, 1), "item_clusters": (9, 10, 2, 5), "view_dim": 16}),
-        ("sum", {"batch_size": 700, "user_clusters": (40, 3), "item_clusters": (7, 70), "view_dim": 33}),
         ("concat", {"batch_size": 700, "logit_scale": 80.0, "biases": False}),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Section:
         row["seconds"] = round(time.perf_counter() - start, 3)
         with self.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(row) + "\n")
-        print(line_of(row), flush=True)
+        print(line_of(row), file=sys.stderr, flush=True)
         return row
 
     def judged(self, value: float, unit: str, target: float, aim: float | None = None, *, most: bool) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def _measure_torch(
             return row | {"value": seconds / our_seconds, "unit": "times ours"}
         return row | section.judged(seconds / our_seconds, "times ours", target, most=False)
 
-    section.item(f"{shape.name}: torch, {kind}", measured, needs_seconds=60 if compiled else 10)
+    section.item(f"{shape.name}: torch, {kind}", measured, needs_seconds=40 if compiled else 10)
 
 
 def _table_step(data: RatingsDataset, section: Section) -> tuple[torch.nn.Module, Callable[..., Tensor]]:
