@@ -347,7 +347,7 @@ def entity_backward(
             row_sum,
             *numbers,
             **constants,
-            **launch.options(tile.warps),
+            **launch.backward_options(tile),
         )
     center_sums = embedded.z.new_empty(n_programs, *side.centers.shape)
     of_bias: Mapping[str, Any] = into.get("bias", {})
@@ -377,7 +377,7 @@ def entity_backward(
         tiles_each,
         OPTIMIZER={"none": NONE, "adam": ADAM, "adagrad": ADAGRAD}[optimizer].value,
         **constants,
-        **launch.options(tile.warps),
+        **launch.backward_options(tile),
     )
     # torch adds up in a fixed order
     return center_sums.sum(0)

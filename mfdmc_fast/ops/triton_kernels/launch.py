@@ -93,7 +93,7 @@ def entity_tile(n_clusters: tuple[int, ...], view_dim: int, dtype: torch.dtype) 
     elements = clusters * dim
     if INTERPRETED:
         return EntityTile(max(1, min(1024, (1 << 20) // elements)), clusters, dim, False, 4)
-    # 8 numbers of the three-dimensional products in each thread: with 16 there are spills
+    # 8 numbers of the three-dimensional products in each thread
     rows = max(1, min(16, 2048 // elements))
     return EntityTile(rows, clusters, dim, False, max(1, min(8, rows * elements // 256)))
 
@@ -145,6 +145,18 @@ def options(warps: int) -> dict[str, Any]:
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Where kernels have to be launched that work on this device: Triton takes torch's current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def backward_options(tile: EntityTile) -> dict[str, Any]:
+    """The same for the kernels with the most values at a time.
+
+    ptxas would rather spill a few bytes in their loops than let fewer programs share a processor. So many registers,
+    for 5 programs of 4 warps or 3 of 8, are enough for all architectures and optimizers; larger views take what they
+    need.
+    """
+    if tile.clusters * tile.dim > 512:
+        return options(tile.warps)
+    return options(tile.warps) | {"maxnreg": 96 if tile.warps <= 4 else 80}
 
 
 def views_of_a_program(n_views: int, n_tiles: int) -> int:
