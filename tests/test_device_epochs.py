@@ -167,8 +167,9 @@ def test_16_bit_tables_train_with_float32_moments(ratings: RatingsDataset) -> No
         assert {t.dtype for state in epochs.optimizer.state.values() for t in state.values()} == {torch.float32}
         results.append((epochs.run(1, []), DeviceValidation(model, ratings, (1.0, 5.0)).errors()["rmse"]))
         assert all(p.dtype == dtype for p in model.parameters())
-    assert results[1][0]["mse"] == pytest.approx(results[0][0]["mse"], rel=2e-3)
-    assert results[1][1] == pytest.approx(results[0][1], rel=2e-3)
+    # one in 256 is the spacing of bfloat16, in which the parameters start already
+    assert results[1][0]["mse"] == pytest.approx(results[0][0]["mse"], rel=1 / 128)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1 / 128)
 
 
 def test_the_triton_backend_trains_on_the_device(ratings: RatingsDataset) -> None:

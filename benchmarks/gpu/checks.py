@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.gpu import small_case
@@ -17,7 +18,8 @@ from benchmarks.gpu.session import Section, Skip, copy_bandwidth
 from benchmarks.results_file import provenance
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import BatchIterator, RatingsDataset, make_planted_ratings
-from mfdmc_fast.epochs import TorchEpochs, make_epochs
+from mfdmc_fast.data.vocabulary import Vocabulary
+from mfdmc_fast.epochs import TorchEpochs
 from mfdmc_fast.model import MFDMCModel
 from mfdmc_fast.ops import functional, reference
 from mfdmc_fast.ops.dispatch import BACKENDS
@@ -73,6 +75,8 @@ def parity(section: Section) -> None:
         section.item(
             f"{name}, the same bits in every run", _or_skip(reason, functools.partial(_same_bits, section, name))
         )
+    for n_batches in (12,) if section.tiny else (12, 64, 100):
+        section.item(f"dealing {n_batches} batches", functools.partial(_dealing, section, n_batches))
     for optimizer in ("adam",) if section.tiny else ("adam", "adagrad"):
         section.item(f"epochs follow torch's, {optimizer}", functools.partial(_epochs, section, optimizer))
 
@@ -138,21 +142,58 @@ def _same_bits(section: Section, backend: str) -> dict[str, Any]:
 
 
 def _epochs(section: Section, optimizer: str) -> dict[str, Any]:
-    """Mean loss of each epoch within 1e-4 of torch's with the reference, and once more the same bits."""
+    """Mean loss of each epoch within 1e-4 of torch's with the reference; the same bits from recorded epochs, launched
+    ones, and ones whose batches are copied from the host.
+    """
+    from mfdmc_fast.device_epochs import DeviceEpochs
+
     sizes = (60, 45, 1300) if section.tiny else (2000, 900, 60_000)
     data = RatingsDataset.from_ratings(make_planted_ratings(*sizes, seed=5)).sorted()
     shape = {"n_views": 2, "n_clusters": 3} if section.tiny else {}
     config = MFDMCConfig(epochs=1 if section.tiny else 6, optimizer=optimizer, **shape)  # type: ignore[arg-type]
-    results = []
-    for backend in ("reference", "triton", "triton"):
+    losses: dict[str, list[float]] = {}
+    parameters: dict[str, list[torch.Tensor]] = {}
+    for kind in ("torch", "recorded", "launched", "streamed"):
         model = MFDMCModel(len(data.users), len(data.items), config, float(data.ratings.mean())).to(section.device)
         batches = BatchIterator(data, None, 0, str(section.device))
-        epochs = TorchEpochs(model, batches) if backend == "reference" else make_epochs(model, batches, backend)
-        losses = [epochs.run(epoch, [])["total"] for epoch in range(1, config.epochs + 1)]
-        results.append((losses, [p.detach() for p in model.parameters()]))
-    worst = max(abs(a - b) / b for a, b in zip(results[1][0], results[0][0], strict=True))
-    same = all(torch.equal(a, b) for a, b in zip(results[1][1], results[2][1], strict=True))
-    return section.passed(worst <= 1e-4 and same, value=worst, unit="relative", details={"same_bits": same})
+        epochs: Any = TorchEpochs(model, batches) if kind == "torch" else None
+        if epochs is None:
+            epochs = DeviceEpochs(model, batches, memory_bytes=0 if kind == "streamed" else None)
+            epochs._may_record &= kind == "recorded"
+        losses[kind] = [epochs.run(epoch, [])["total"] for epoch in range(1, config.epochs + 1)]
+        parameters[kind] = [p.detach() for p in model.parameters()]
+    worst = max(abs(a - b) / b for a, b in zip(losses["recorded"], losses["torch"], strict=True))
+    same = {
+        kind: all(torch.equal(a, b) for a, b in zip(parameters["recorded"], parameters[kind], strict=True))
+        for kind in ("launched", "streamed")
+    }
+    return section.passed(
+        worst <= 1e-4 and all(same.values()), value=worst, unit="relative", details={"same bits as recorded": same}
+    )
+
+
+def _dealing(section: Section, n_batches: int) -> dict[str, Any]:
+    """The batches of an epoch in both orders are those that the host deals."""
+    from mfdmc_fast.device_batches import ResidentBatches
+
+    n_ratings = 1300 if section.tiny else 1_000_003
+    generator = np.random.default_rng(0)
+    users, items = (generator.integers(0, n, n_ratings) for n in (60, 45))
+    ids = (Vocabulary.from_values(np.arange(n)) for n in (60, 45))
+    data = RatingsDataset(users, items, generator.random(n_ratings, dtype=np.float32), *ids)
+    batches = BatchIterator(data, -(-n_ratings // n_batches), seed=3)
+    dealt = ResidentBatches(batches, 60, 45, section.device)
+    dealt.prepare(2)
+    different = 0
+    for batch, (by_user, by_item) in zip(batches.epoch(2), dealt.groups(), strict=True):
+        order = batch.item_idx.sort(stable=True).indices
+        size = len(order)
+        pairs = (
+            (by_user.partners, batch.item_idx), (by_user.ratings, batch.ratings),
+            (by_item.partners, batch.user_idx[order]), (by_item.ratings, batch.ratings[order]),
+        )  # fmt: skip
+        different += not all(torch.equal(a[:size].cpu().to(b.dtype), b) for a, b in pairs)
+    return section.passed(different == 0, value=different, unit="batches differ")
 
 
 def sanitizer(section: Section) -> None:
