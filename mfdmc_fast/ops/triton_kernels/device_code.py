@@ -15,7 +15,7 @@ BIAS_L2 = tl.constexpr(4)
 GLOBAL_MEAN = tl.constexpr(5)
 MARGIN = tl.constexpr(6)
 
-# positions in the vector of a step's constants; `batch_loss.adam_step` and `adagrad_step` write it
+# positions in the vector of a step's constants; `batch_loss.adam_steps` and `adagrad_steps` write it
 TABLE_STEP = tl.constexpr(0)
 BIAS_STEP = tl.constexpr(1)
 CENTER_STEP = tl.constexpr(2)

@@ -277,7 +277,7 @@ def _entity_backward_kernel(
 
 @dataclass(frozen=True)
 class Update:
-    """An optimizer's step, in place; see `optimizer_step.py` for the vector of its constants.
+    """An optimizer's step, in place; `device_code.py` has the order of its constants.
 
     Attributes:
         optimizer: `adam` or `adagrad`.
