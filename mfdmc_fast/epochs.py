@@ -59,7 +59,7 @@ class TorchEpochs:
     def run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
         sums = np.zeros(len(LossTerms._fields))
         first_step = (epoch - 1) * self._batches.n_batches
-        with _threads_for(self._model):
+        with threads_for(self._model):
             for number, batch in enumerate(self._batches.epoch(epoch), start=1):
                 factor = rate_factor(
                     self._model.config.learning_rate_schedule, first_step + number - 1, self._total_steps
@@ -147,7 +147,7 @@ class _NativeState(FreshState):
 
 
 @contextmanager
-def _threads_for(model: RatingModel) -> Iterator[None]:
+def threads_for(model: RatingModel) -> Iterator[None]:
     """One torch thread for models whose steps are too short to share out; restores the setting of the process.
 
     On tables of MovieLens size, each of the reference's many short operations would wait for all threads, and far

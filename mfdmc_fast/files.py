@@ -32,6 +32,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         # mkstemp makes private files; a result gets the permissions that any new file would
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+        _flush_folder(target.parent)
     except OSError as error:
         raise DataError(f"cannot be written: {error.strerror or error}", source=str(path)) from error
     finally:
@@ -51,6 +52,16 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise DataError(f"the folder {target.parent} does not exist; create it first", source=str(target))
     if not os.access(target.parent, os.W_OK):
         raise DataError(f"the folder {target.parent} cannot be written; choose another", source=str(target))
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let a power failure not undo a renaming, as far as the file system can."""
+    with suppress(OSError):  # some file systems cannot flush folders; the file itself is complete
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -109,6 +109,11 @@ class RatingModel(Predictor):
                 scale = torch.from_numpy(relative).to(next(self.parameters()))
             self._set_l2_scale(side, scale)
 
+    def drop_l2_scales(self) -> None:
+        """Forget them: they are for the rows of the training that is over."""
+        for side in SIDES:
+            self._set_l2_scale(side, None)
+
     @abstractmethod
     def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None: ...
 

@@ -16,7 +16,6 @@ import math
 import os
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,10 @@ from torch import Tensor
 
 from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, config_from_dict
 from mfdmc_fast.data.vocabulary import Vocabulary
-from mfdmc_fast.errors import BackendUnavailable, DataError, MFDMCError, ModelFileError
-from mfdmc_fast.files import replacing
+from mfdmc_fast.errors import BackendUnavailable, MFDMCError, ModelFileError
 from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
 from mfdmc_fast.ops import dispatch
+from mfdmc_fast.tensor_files import read_tensors, write_tensors
 from mfdmc_fast.training import TrainingHistory
 
 FORMAT_VERSION = 1
@@ -78,9 +77,6 @@ class FittedState:
 
 def save_state(state: FittedState, path: str | os.PathLike[str], package_version: str) -> None:
     """Write a model file under a temporary name and rename it; an existing file is replaced only on success."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     header = {
         "format_version": FORMAT_VERSION,
         "kind": state.kind,
@@ -94,15 +90,10 @@ def save_state(state: FittedState, path: str | os.PathLike[str], package_version
     # clone: pruned parameters are views of a longer storage, of which only the live part belongs in the file
     tensors = {f"model.{name}": p.detach().cpu().clone() for name, p in state.model.named_parameters()}
     for side, vocabulary in zip(SIDES, (state.users, state.items), strict=True):
-        tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in _ids_to_arrays(vocabulary).items()}
+        tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in ids_to_arrays(vocabulary).items()}
     tensors["seen.offsets"] = torch.from_numpy(state.seen.offsets)
     tensors["seen.items"] = torch.from_numpy(state.seen.items)
-    metadata = {_KEY: json.dumps(header, allow_nan=False)}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:  # such as a full disk
-        raise DataError(f"cannot be written: {error}", source=str(path)) from error
+    write_tensors(path, tensors, {_KEY: json.dumps(header, allow_nan=False)})
 
 
 def load_state(path: str | os.PathLike[str], device: str | None = None) -> FittedState:
@@ -114,7 +105,7 @@ def load_state(path: str | os.PathLike[str], device: str | None = None) -> Fitte
         ModelFileError: missing, truncated, a pickle, of a newer format, or inconsistent; the message says which.
     """
     source = str(path)
-    metadata, tensors = _read_safetensors(Path(path))
+    metadata, tensors = read_tensors(path)
     try:
         header = json.loads(metadata[_KEY])
         version = header["format_version"]
@@ -133,28 +124,6 @@ def load_state(path: str | os.PathLike[str], device: str | None = None) -> Fitte
         raise ModelFileError(f"{source}: {error}: load it with device='cpu'") from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MFDMCError) as error:
         raise ModelFileError(f"{source}: damaged or inconsistent model file ({_describe(error)})") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        with safe_open(path, framework="pt") as file:
-            # clone: the tensors would stay views of the file, which may be overwritten while they are in use
-            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        # only now: the length that a safetensors file starts with may look like these marks
-        if start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-            raise ModelFileError(
-                f"{path}: is a pickle or zip archive, which is never loaded because it can run code;"
-                " models of mfdmc_fast are safetensors files written by save()"
-            ) from None
-        raise ModelFileError(f"{path}: truncated or not a safetensors file ({error})") from error
 
 
 def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device: str | None) -> FittedState:
@@ -219,7 +188,8 @@ def _expected_shape(model: Predictor, name: str, parameter: Tensor) -> tuple[int
     return (parameter.shape[0], total) if leaf == "assignment_logits" else (total, parameter.shape[1])
 
 
-def _ids_to_arrays(vocabulary: Vocabulary) -> dict[str, npt.NDArray[Any]]:
+def ids_to_arrays(vocabulary: Vocabulary) -> dict[str, npt.NDArray[Any]]:
+    """Raw ids in row order as arrays of numbers; see the table above."""
     if vocabulary.kind == "int":
         return {"ids": np.ascontiguousarray(vocabulary.ids, dtype=np.int64)}
     encoded = [str(value).encode("utf-8", "surrogatepass") for value in vocabulary.ids]

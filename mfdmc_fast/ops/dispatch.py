@@ -105,6 +105,7 @@ BACKENDS = {
             ops={
                 "batch_loss": autograd.batch_loss_cpu,
                 "cluster_usage": native.cluster_usage,
+                "fold_in": native.fold_in,
                 "funkmf_loss": autograd.funkmf_loss_cpu,
                 "gibbs_sampler": native.GibbsSampler,
                 "posterior_scores": native.posterior_scores,
@@ -115,13 +116,14 @@ BACKENDS = {
             dtypes={
                 "batch_loss": frozenset({torch.float32}),
                 "cluster_usage": frozenset({torch.float32}),
+                "fold_in": frozenset({torch.float32}),
                 "funkmf_loss": frozenset({torch.float32}),
                 "gibbs_sampler": frozenset({torch.float32}),
                 "posterior_scores": frozenset({torch.float32}),
                 "score_pairs": frozenset({torch.float32, torch.float64}),
                 "top_items": frozenset({torch.float32}),
             },
-            max_columns=dict.fromkeys(("batch_loss", "cluster_usage", "funkmf_loss"), native.MAX_COLUMNS),
+            max_columns=dict.fromkeys(("batch_loss", "cluster_usage", "fold_in", "funkmf_loss"), native.MAX_COLUMNS),
         ),
         Backend(
             name="reference",
@@ -130,6 +132,8 @@ BACKENDS = {
                 "batch_loss": reference.batch_loss,
                 "cluster_usage": reference.cluster_usage,
                 "embed": reference.embed,
+                "fold_in": reference.fold_in,
+                "fold_in_factors": reference.fold_in_factors,
                 "funkmf_loss": reference.funkmf_loss,
                 "gibbs_sampler": reference_gibbs.GibbsSampler,
                 "posterior_scores": reference.posterior_scores,

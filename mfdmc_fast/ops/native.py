@@ -21,7 +21,16 @@ from torch import Tensor
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable
-from mfdmc_fast.ops.types import Combine, FactorTensors, FeatureBags, LossTerms, LossWeights, SideTensors
+from mfdmc_fast.ops.types import (
+    Combine,
+    FactorTensors,
+    FeatureBags,
+    LossTerms,
+    LossWeights,
+    RowPrior,
+    RowRatings,
+    SideTensors,
+)
 
 # what the training kernels take: clusters of a side or numbers of an embedding; batches of an epoch
 MAX_COLUMNS = 1024
@@ -166,6 +175,49 @@ def top_items(
         scores.numpy(),
     )
     return found, scores
+
+
+def fold_in(
+    side: SideTensors,
+    partner_embeddings: Tensor,  # [M, D]
+    partner_bias: Tensor | None,  # [M]
+    global_mean: float,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    rates: Sequence[float],
+    betas: tuple[float, float],
+    epsilon: float,
+) -> tuple[Tensor, Tensor | None]:  # [R, S], [R]
+    """Rows solved with all else fixed, float32; see `mfdmc_fast.ops.functional.fold_in` for the contract."""
+    logits = side.assignment_logits.detach().contiguous().clone()
+    bias = None if partner_bias is None else torch.empty(len(logits))
+    _module().fold_in(
+        logits=_array("assignment_logits", logits, torch.float32),
+        bias=None if bias is None else bias.numpy(),
+        centers=_array("centers", side.centers.contiguous(), torch.float32),
+        n_clusters=side.n_clusters,
+        embeddings=_array("partner_embeddings", partner_embeddings.contiguous(), torch.float32),
+        partner_bias=None if partner_bias is None else _array("partner_bias", partner_bias.contiguous(), torch.float32),
+        global_mean=global_mean,
+        offsets=_array("offsets", own.offsets.contiguous(), torch.int64),
+        partners=_array("partners", own.partners.contiguous(), torch.int32),
+        ratings=_array("ratings", own.ratings.contiguous(), torch.float32),
+        prior_means=_array("prior.means", prior.means.contiguous(), torch.float32),
+        prior_precision=_array("prior.precision", prior.precision.contiguous(), torch.float32),
+        sum_views=combine == "sum",
+        proximity=weights.proximity,
+        entropy=weights.entropy,
+        rates=list(rates),
+        beta1=betas[0],
+        beta2=betas[1],
+        epsilon=epsilon,
+        n_threads=torch.get_num_threads(),
+        kernels=environment.cpu_kernels(),
+    )
+    return logits, bias
 
 
 def cluster_usage(side: SideTensors, among: Tensor) -> Tensor:  # [S]

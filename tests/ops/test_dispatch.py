@@ -14,6 +14,7 @@ import torch
 from mfdmc_fast import MFDMC, BayesianMF, FunkMF
 from mfdmc_fast.errors import BackendUnavailable, ConfigError
 from mfdmc_fast.ops import dispatch, functional, native, triton_backend
+from mfdmc_fast.ops.types import RowPrior, RowRatings
 from mfdmc_fast.testing import Case, make_case
 
 CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
@@ -22,6 +23,8 @@ OPS = [
     "batch_loss",
     "cluster_usage",
     "embed",
+    "fold_in",
+    "fold_in_factors",
     "funkmf_loss",
     "gibbs_sampler",
     "posterior_scores",
@@ -237,10 +240,23 @@ def _calls(case: Case) -> dict[str, Any]:
     everyone = torch.ones(len(case.user.assignment_logits), dtype=torch.bool)
     factors = case.user.centers[:, :2]
     one = np.zeros(1, dtype=np.int32), np.ones(1, dtype=np.float32)
+    own = RowRatings(torch.tensor([0, 1]), torch.zeros(1, dtype=torch.int32), z[0, :1].double())
+    dim = case.user.centers.shape[1] * len(case.user.n_clusters)
+    prior = RowPrior(torch.zeros(1, dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64))
+    fixed = torch.ones(2, dim, dtype=torch.float64), None, 0.0, own, prior
     return {
         "batch_loss": lambda: functional.batch_loss(*case, backend="reference"),
         "cluster_usage": lambda: functional.cluster_usage(case.user, everyone, backend="reference"),
         "embed": lambda: functional.embed(case.user, backend="reference"),
+        "fold_in": lambda: functional.fold_in(
+            case.user._replace(assignment_logits=case.user.assignment_logits[:1], bias=None),
+            *fixed,
+            rates=[0.1],
+            betas=(0.9, 0.999),
+            epsilon=1e-8,
+            backend="reference",
+        ),
+        "fold_in_factors": lambda: functional.fold_in_factors(*fixed, backend="reference"),
         "funkmf_loss": lambda: functional.funkmf_loss(
             functional.FactorTensors(factors),
             functional.FactorTensors(factors),
