@@ -29,6 +29,7 @@ from mfdmc_fast.files import replacing
 from mfdmc_fast.ops.native import SideParameters
 from mfdmc_fast.ops.triton_kernels.batch_loss import BatchSide, adam_steps, batch_pass, loss_constants
 from mfdmc_fast.ops.triton_kernels.cluster_usage import cluster_usage
+from mfdmc_fast.ops.triton_kernels.deal import MAX_BATCHES_OF_KERNEL, Columns, Dealer
 from mfdmc_fast.ops.triton_kernels.entity_backward import Update
 from mfdmc_fast.ops.triton_kernels.grouping import group
 from mfdmc_fast.ops.triton_kernels.score_pairs import score_pairs
@@ -132,6 +133,10 @@ def _calls(n_clusters: tuple[int, ...], view_dim: int, combine: str, dtype: torc
         update = None if optimizer is None else Update(optimizer, step, torch.zeros(1, dtype=torch.int64))
         batch_pass(own, own, loss, combine, update)  # type: ignore[arg-type]
 
+    def deal(n_batches: int) -> None:
+        ratings = Columns(idx.to(torch.int32), idx.to(torch.int32), torch.zeros(_RATINGS))
+        Dealer(ratings, _ENTITIES, _ENTITIES, n_batches).deal(torch.zeros(1, dtype=torch.int64))
+
     tensors = SideTensors(side.table, side.centers, n_clusters, side.bias, side.l2_scale)  # type: ignore[arg-type]
     dim = view_dim * (len(n_clusters) if combine == "concat" else 1)
     z = torch.zeros(100, dim)
@@ -140,6 +145,8 @@ def _calls(n_clusters: tuple[int, ...], view_dim: int, combine: str, dtype: torc
         "gradients, whole tables": lambda: batch(None, False),
         "adam": lambda: batch("adam", False),
         "adagrad": lambda: batch("adagrad", True),
+        "dealing 10 batches": lambda: deal(10),
+        "dealing the most batches": lambda: deal(MAX_BATCHES_OF_KERNEL),
         "prediction": lambda: score_pairs(tensors, tensors, 0.0, idx, idx, combine=combine),  # type: ignore[arg-type]
         "pruning": lambda: cluster_usage(tensors, torch.ones(_ENTITIES, dtype=torch.bool)),
         "recommendation": lambda: top_items(

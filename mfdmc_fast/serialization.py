@@ -25,8 +25,9 @@ from torch import Tensor
 
 from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, config_from_dict
 from mfdmc_fast.data.vocabulary import Vocabulary
-from mfdmc_fast.errors import MFDMCError, ModelFileError
+from mfdmc_fast.errors import BackendUnavailable, MFDMCError, ModelFileError
 from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
+from mfdmc_fast.ops import dispatch
 from mfdmc_fast.tensor_files import read_tensors, write_tensors
 from mfdmc_fast.training import TrainingHistory
 
@@ -98,6 +99,8 @@ def save_state(state: FittedState, path: str | os.PathLike[str], package_version
 def load_state(path: str | os.PathLike[str], device: str | None = None) -> FittedState:
     """Read and check a model file, with its parameters on `device`; None: the device it was trained on.
 
+    On another kind of device than that, the backend is `auto`.
+
     Raises:
         ModelFileError: missing, truncated, a pickle, of a newer format, or inconsistent; the message says which.
     """
@@ -117,10 +120,9 @@ def load_state(path: str | os.PathLike[str], device: str | None = None) -> Fitte
         )
     try:
         return _state_from_parts(header, tensors, device)
-    except (
-        *(KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError, MFDMCError),
-        AssertionError,  # torch's answer to a device that it was not built for
-    ) as error:
+    except BackendUnavailable as error:
+        raise ModelFileError(f"{source}: {error}: load it with device='cpu'") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MFDMCError) as error:
         raise ModelFileError(f"{source}: damaged or inconsistent model file ({_describe(error)})") from error
 
 
@@ -129,7 +131,8 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
     if kind not in _KINDS:
         raise ValueError(f"unknown kind of model {kind!r}")
     config_class, model_class = _KINDS[kind]
-    config = config_from_dict(config_class, header["config"] | ({} if device is None else {"device": device}))
+    config = config_from_dict(config_class, header["config"] | _moved(header["config"], device))
+    dispatch.check_device(config.device)
     for side_name, ids in header["cluster_ids"].items():
         if len(ids) != config.n_views:  # type: ignore[attr-defined]  # before a huge number of views is built
             raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
@@ -166,6 +169,14 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
     seen = SeenItems(tensors["seen.offsets"].numpy(), tensors["seen.items"].numpy())
     _check_seen(seen, len(users), len(items))
     return FittedState(kind, model, users, items, (low, high), seen, TrainingHistory.from_dict(header["history"]))
+
+
+def _moved(config: dict[str, Any], device: str | None) -> dict[str, Any]:
+    """The settings that change on another device: a backend that was named serves the old one."""
+    if device is None:
+        return {}
+    moves = str(config.get("device", "cpu")).partition(":")[0] != device.partition(":")[0]
+    return {"device": device} | ({"backend": "auto"} if moves else {})
 
 
 def _expected_shape(model: Predictor, name: str, parameter: Tensor) -> tuple[int, ...]:
@@ -218,6 +229,4 @@ def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, AssertionError | RuntimeError) and "CUDA" in str(error):
-        return f"{error}; load it with device='cpu'"
     return f"missing {error}" if isinstance(error, KeyError) else str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from mfdmc_fast.data.blocks import count_rows
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import SIDES, Predictor, RatingModel, SideName
+from mfdmc_fast.model import SIDES, MFDMCModel, Predictor, RatingModel, SideName
 from mfdmc_fast.optim import OptimizerState, likely_cause, rate_factor
 from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
 from mfdmc_fast.scoring import predict_rows
@@ -285,6 +285,7 @@ def _train(
     scale = scale or train.scale
     history = TrainingHistory(backend=model.training_backend, batch_size=batches.batch_size)
     epochs = make_epochs(model, batches, history.backend)
+    watch = None if validation is None else _watch(model, validation, scale, history.backend)
     pruning = _pruning_of(config)
     trained = {side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in counts.items()}
     run = _Run(model, epochs.optimizer, history)
@@ -301,7 +302,7 @@ def _train(
     while not history.stop_reason:
         epoch, epoch_start = len(history.epochs) + 1, time.perf_counter()
         loss = epochs.run(epoch, callbacks)
-        if not all(_is_finite(p) for p in model.parameters()):
+        if not _is_finite(model):
             # the loss was finite in every batch, so it was the last step
             raise TrainingDiverged(
                 f"parameters became NaN or infinite in the last step of epoch {epoch}: "
@@ -311,7 +312,7 @@ def _train(
             history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained)
             if epoch == min(pruning.start + COLLAPSE_EPOCHS - 1, config.epochs):
                 warn_of_collapse(history.prune_events, model.config)
-        errors = evaluate_dataset(model, validation, scale) if validation is not None else None
+        errors = None if watch is None else watch()
         record = EpochRecord(
             epoch=epoch,
             seconds=time.perf_counter() - epoch_start,
@@ -370,11 +371,22 @@ def _tuples(cluster_ids: dict[SideName, list[list[int]]]) -> dict[SideName, tupl
     return {side: tuple(tuple(of_view) for of_view in views) for side, views in cluster_ids.items()}
 
 
-def _is_finite(parameter: torch.Tensor) -> bool:
-    if parameter.device.type != "cpu":
-        return bool(parameter.isfinite().all())
+def _watch(
+    model: RatingModel, validation: RatingsDataset, scale: tuple[float, float], backend: str
+) -> Callable[[], dict[str, float]]:
+    """What gives the validation errors of an epoch."""
+    if backend == "triton" and isinstance(model, MFDMCModel):
+        from mfdmc_fast.device_validation import DeviceValidation
+
+        return DeviceValidation(model, validation, scale).errors
+    return lambda: evaluate_dataset(model, validation, scale)
+
+
+def _is_finite(model: RatingModel) -> bool:
+    if model.device.type != "cpu":
+        return bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all())
     # not by torch, whose threads wait for more work on cores that the next epoch needs
-    return bool(np.isfinite(parameter.detach().numpy()).all())
+    return all(bool(np.isfinite(p.detach().numpy()).all()) for p in model.parameters())
 
 
 def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:

@@ -19,7 +19,8 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files"], 0),
     **dict.fromkeys(["data", "metrics", "ops", "tensor_files"], 1),
     "model": 2,
-    **dict.fromkeys(["checkpoints", "epochs", "optim", "pruning", "scoring"], 3),
+    **dict.fromkeys(["checkpoints", "epochs", "optim", "pruning", "scoring", "steps"], 3),
+    **dict.fromkeys(["device_batches", "device_epochs", "device_validation"], 3),
     **dict.fromkeys(["fold_in", "training"], 4),
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
@@ -40,6 +41,7 @@ OPS_ORDER = [
             ".launch",
             ".device_code",
             ".grouping",
+            ".deal",
             ".entity_forward",
             ".rating_pass",
             ".entity_backward",
@@ -206,7 +208,7 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
 def test_every_public_name_resolves(module: str) -> None:
-    if "triton_kernels" in module:
+    if "triton_kernels" in module or module.startswith("device_"):
         pytest.importorskip("triton")
     loaded = mfdmc_fast if module == "__init__" else importlib.import_module(f"mfdmc_fast.{module}")
     names = getattr(loaded, "__all__", [])

@@ -369,7 +369,20 @@ def test_a_model_of_a_missing_device_is_refused(tmp_path: Path, files: dict[str,
     if torch.cuda.is_available():
         pytest.skip("the device is there")
     for source in files.values():
-        refused(damaged(source, tmp_path / "model", set_header("config.device", "cuda")), "(?i)cuda")
+        path = damaged(source, tmp_path / "model", set_header("config.device", "cuda"))
+        refused(path, "torch finds no CUDA device.*: load it with device='cpu'$")
+
+
+def test_a_backend_of_another_device_is_left_behind(tmp_path: Path, files: dict[str, Path]) -> None:
+    def trained_on_a_gpu(tensors: Tensors, header: Header) -> None:
+        header["config"] |= {"device": "cuda:1", "backend": "triton"}
+
+    path = damaged(files["pruned"], tmp_path / "model", trained_on_a_gpu)
+    loaded = load_model(path, device="cpu")
+    assert (loaded.device, loaded.backend) == ("cpu", "auto")
+    assert np.isfinite(loaded.predict([1], [1])).all()
+    path = damaged(files["pruned"], tmp_path / "model", set_header("config.backend", "reference"))
+    assert load_model(path, device="cpu").backend == "reference"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "\x00", "{'a': 1}"], ids=repr)

@@ -26,7 +26,7 @@ from mfdmc_fast.errors import ConfigError, ModelFileError
 from mfdmc_fast.estimator import updates
 from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired
 from mfdmc_fast.model import SIDES, Predictor, RatingModel
-from mfdmc_fast.ops import functional
+from mfdmc_fast.ops import dispatch, functional
 from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, ids_to_arrays, load_state, save_state
@@ -110,10 +110,12 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             DataError: the ratings cannot be used, or no checkpoint can be written. ConfigError: a setting is wrong, or
-            the checkpoints are of a run with other settings or ratings. TrainingDiverged: the loss is not finite.
+            the checkpoints are of a run with other settings or ratings. BackendUnavailable: the device or backend
+            cannot be used here. TrainingDiverged: the loss is not finite.
         """
         checkpoints = self.checkpoints(checkpoint_dir, every=checkpoint_every, keep=checkpoint_keep, resume=resume)
         config = self._config()
+        dispatch.check_device(config.device)
         self._check_features(user_features, item_features)
         given = {"user": user_features, "item": item_features}
         sources = {side: read_features(source) for side, source in given.items() if source is not None}

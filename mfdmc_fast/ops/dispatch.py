@@ -198,6 +198,29 @@ def choose(
     return BACKENDS[requested]
 
 
+def check_device(name: str) -> None:
+    """Make sure that parameters can be put on a torch device, given by its name, and that ops run there.
+
+    Raises:
+        ConfigError: torch knows no such device, or it holds no numbers. BackendUnavailable: it is not on this machine.
+    """
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind in ("", "meta"):
+        raise ConfigError(f"device = {name!r}: must be a device of torch, such as cpu, cuda or cuda:1")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable(
+            f"device = {name!r}: torch finds no CUDA device; it needs an NVIDIA GPU and a CUDA build of torch."
+            " Without them use the device cpu"
+        )
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        raise BackendUnavailable(f"device = {name!r}: torch cannot use it here; use the device cpu") from error
+
+
 @functools.cache
 def _log_choice(op: str, chosen: str, refused: tuple[tuple[str, str], ...]) -> None:
     """Cached, so that each distinct choice is logged once per process."""

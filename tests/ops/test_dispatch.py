@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from mfdmc_fast import MFDMC, BayesianMF, FunkMF
 from mfdmc_fast.errors import BackendUnavailable, ConfigError
 from mfdmc_fast.ops import dispatch, functional, native, triton_backend
 from mfdmc_fast.ops.types import RowPrior, RowRatings
@@ -284,3 +285,20 @@ def test_the_public_op_calls_the_launcher_of_the_chosen_backend(op: str, monkeyp
     replaced = dataclasses.replace(dispatch.BACKENDS["reference"], ops=launchers)
     monkeypatch.setitem(dispatch.BACKENDS, "reference", replaced)
     assert _calls(make_case())[op]() is marker
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", ""])
+def test_a_device_that_torch_does_not_know_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device = '{name}': must be a device of torch, such as cpu"):
+        dispatch.check_device(name)
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatch.check_device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    message = "device = 'cuda': torch finds no CUDA device"
+    with pytest.raises(BackendUnavailable, match=message):
+        dispatch.check_device("cuda")
+    for kind in (MFDMC, FunkMF, BayesianMF):
+        with pytest.raises(BackendUnavailable, match=message):
+            kind(device="cuda").fit("no such file")

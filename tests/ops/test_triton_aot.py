@@ -16,9 +16,12 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 KERNELS = {
     "cluster_usage",
+    "count",
+    "deal",
     "entity_backward",
     "entity_forward",
     "exclude",
+    "place",
     "rating_pass",
     "row_squares",
     "score_keys",

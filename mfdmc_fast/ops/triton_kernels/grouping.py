@@ -53,14 +53,26 @@ def group(ranks: Tensor, n_ranks: int, partners: Tensor, ratings: Tensor) -> Gro
     Returns:
         On the device of the arguments. Within a rank ratings keep the batch's order, so that sums are deterministic.
     """
-    device = ranks.device
     ordered, order = ranks.to(torch.int32).sort(stable=True)
+    return group_ordered(ordered, n_ranks, partners.to(torch.int32)[order], ratings[order])
+
+
+def group_ordered(ordered: Tensor, n_ranks: int, partners: Tensor, ratings: Tensor) -> Groups:
+    """The same for a batch that is in the order of its ranks, without sorting.
+
+    Args:
+        ordered: [B] int32, ascending; n_ranks, as before, marks places without a rating.
+        n_ranks: R.
+        partners: [B] int32, in this order.
+        ratings: [B], in this order.
+    """
+    device = ordered.device
     every_rank = torch.arange(n_ranks + 1, dtype=torch.int32, device=device)
     offsets = torch.searchsorted(ordered, every_rank, out_int32=True)  # [R + 1]
     chunk_offsets = torch.zeros(n_ranks + 1, dtype=torch.int32, device=device)
     torch.cumsum((offsets.diff() + (CHUNK - 1)) // CHUNK, 0, dtype=torch.int32, out=chunk_offsets[1:])
     # every rank with ratings may have a chunk that is not full
-    most = min(n_ranks, len(ranks)) + len(ranks) // CHUNK
+    most = min(n_ranks, len(ordered)) + len(ordered) // CHUNK
     every_chunk = torch.arange(most, dtype=torch.int32, device=device)
     chunk_ranks = torch.searchsorted(chunk_offsets[1:], every_chunk, right=True, out_int32=True)
-    return Groups(offsets, chunk_offsets, chunk_ranks, partners.to(torch.int32)[order], ratings[order])
+    return Groups(offsets, chunk_offsets, chunk_ranks, partners, ratings)

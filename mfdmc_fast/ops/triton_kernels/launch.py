@@ -7,6 +7,7 @@ everywhere. Triton decides when a kernel is defined whether it is interpreted; `
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -119,6 +120,18 @@ def usage_tile(n_clusters: tuple[int, ...]) -> Tile:
     return Tile(max(1, (65_536 if INTERPRETED else 1024) // clusters), clusters, 4)
 
 
+def deal_tile(n_batches: int) -> Tile:
+    """Runs of ratings at a time and padded batches of dealing: 8 places of permutations in a thread."""
+    batches = power_of_2(n_batches)
+    return Tile(4096 if INTERPRETED else max(32, 2048 // batches), batches, 8)
+
+
+def partition_tile(n_batches: int) -> Tile:
+    """Ratings at a time and padded batches of the partition by batch."""
+    batches = power_of_2(n_batches)
+    return Tile(max(128, ((1 << 17) if INTERPRETED else 4096) // batches), batches, 4)
+
+
 def score_tile() -> Tile:
     """Users and items at a time of `top_items`."""
     return Tile(256, 1024, 4) if INTERPRETED else Tile(32, 64, 4)
@@ -127,6 +140,11 @@ def score_tile() -> Tile:
 def options(warps: int) -> dict[str, Any]:
     """What a kernel is compiled with besides its constants; Triton 3.9 warns where the fusing is left to it."""
     return {"num_warps": warps, "enable_fp_fusion": True}
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Where kernels have to be launched that work on this device: Triton takes torch's current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def backward_options(tile: EntityTile) -> dict[str, Any]:

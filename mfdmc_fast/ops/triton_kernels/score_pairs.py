@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mfdmc_fast.ops.native import SideParameters
 from mfdmc_fast.ops.triton_kernels import launch
-from mfdmc_fast.ops.triton_kernels.entity_forward import entity_forward
+from mfdmc_fast.ops.triton_kernels.entity_forward import Embedded, entity_forward
 from mfdmc_fast.ops.types import Combine, SideTensors
 
 
@@ -64,21 +64,36 @@ def score_pairs(
             rows, idx = torch.unique(idx, return_inverse=True)
         embedded.append(entity_forward(SideParameters.of(side), combine, rows=rows))
         ranks.append(idx)
-    (users, items), dim = embedded, embedded[0].dim
-    tile = launch.pair_tile(dim)
+    mean = torch.full((1,), global_mean, dtype=embedded[0].z.dtype, device=table.device)
+    score_embedded(embedded[0], embedded[1], ranks[0], ranks[1], mean, scores)
+    return scores
+
+
+def score_embedded(
+    users: Embedded, items: Embedded, user_ranks: Tensor, item_ranks: Tensor, mean: Tensor, scores: Tensor
+) -> None:
+    """Predictions of pairs of ranks, for callers that have embedded both sides.
+
+    Args:
+        users, items: from `entity_forward` without groups.
+        user_ranks, item_ranks: [B] int32 or int64, B >= 1; not checked.
+        mean: [1], added to every prediction, accumulator dtype.
+        scores: [B] floating, overwritten.
+    """
+    tile = launch.pair_tile(users.dim)
     _score_pairs_kernel[(triton.cdiv(len(scores), tile.rows),)](
         users.z,
         items.z,
         users.bias,
         items.bias,
-        *ranks,
-        torch.full((1,), global_mean, dtype=users.z.dtype, device=table.device),
+        user_ranks,
+        item_ranks,
+        mean,
         scores,
         len(scores),
-        D=dim,
+        D=users.dim,
         STRIDE=users.z.shape[1],
         PAIRS=tile.rows,
         DP=tile.columns,
         **launch.options(tile.warps),
     )
-    return scores
