@@ -21,7 +21,7 @@ from mfdmc_fast.errors import TrainingDiverged
 from mfdmc_fast.model import MFDMCModel
 from mfdmc_fast.ops import triton_backend
 from mfdmc_fast.pruning import remove_clusters
-from mfdmc_fast.training import evaluate_dataset, fit
+from mfdmc_fast.training import Callback, EpochRecord, evaluate_dataset, fit
 
 if triton_backend.why_unavailable() is not None:
     pytest.skip(str(triton_backend.why_unavailable()), allow_module_level=True)
@@ -128,6 +128,23 @@ def test_the_same_seed_gives_the_same_bits_and_streamed_ratings_give_them_too(ra
     for loss, parameters in results[1:]:
         assert loss == results[0][0]
         assert all(torch.equal(a, b) for a, b in zip(parameters, results[0][1], strict=True))
+
+
+def test_a_resumed_run_has_the_bits_of_an_unbroken_one(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_epoch_end(self, record: EpochRecord, model: Any) -> None:
+            if record.epoch == 2:
+                raise KeyboardInterrupt
+
+    planted = make_planted_ratings(60, 45, 1300, seed=5)
+    settings = CASES["pruned"][1] | {"batch_size": 700, "backend": "triton", "device": DEVICE}
+    unbroken = MFDMC(**settings).fit(planted)
+    assert unbroken.history_.prune_events[0].epoch < 3
+    with pytest.raises(KeyboardInterrupt):
+        MFDMC(**settings).fit(planted, checkpoint_dir=tmp_path, checkpoint_every=1, callbacks=[Stop()])
+    resumed = MFDMC(**settings).fit(planted, checkpoint_dir=tmp_path, resume=True)
+    for mine, theirs in zip(resumed.model_.parameters(), unbroken.model_.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_ratings_stay_on_the_device_where_they_find_room(ratings: RatingsDataset) -> None:
