@@ -338,7 +338,6 @@ def _parse_binary(data: bytes, name: str, kind: Literal["Parquet", "Arrow"]) -> 
                     map(reader.get_batch, range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
                 )
                 arrow = _within_bounds(batches, reader.schema, len(data), name)
-        arrow.validate(full=True)
         names = arrow.column_names  # which are decoded only now
     except DataError:
         raise
@@ -352,6 +351,7 @@ def _within_bounds(batches: Iterable[pa.RecordBatch], schema: pa.Schema, n_store
 
     kept, n_bytes = [], 0
     for batch in batches:
+        batch.validate(full=True)  # first, as the size is taken from offsets that may point anywhere
         n_bytes += batch.nbytes
         _refuse_bomb(n_bytes, n_stored, name)
         kept.append(batch)
