@@ -163,11 +163,21 @@ def _first_bad_row(table: SourceTable, roles: dict[Role, int], faults: list[_Fau
     for fault in faults:
         if fault.mask.any():
             index, at = int(np.argmax(fault.mask)), roles[fault.role]
-            value = table.columns[at][index].as_py()
+            value = _python_value(table.columns[at][index])
             reason = f"{fault.role} {reprlib.repr(value)} {'is missing' if value in (None, '') else fault.reason}"
             errors.append((int(table.row_numbers[index]), table.label(at), reason))
     row, column, reason = min(errors, key=lambda error: error[0])
     return DataError(f"{reason}; {fix}", source=table.source, row=row, column=column)
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    """A value for a message; its type where Python cannot hold it, such as a time in an unknown zone."""
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except (pa.ArrowException, LookupError, OverflowError, ValueError):
+        return f"of type {scalar.type}"
 
 
 def _filtered(column: pa.ChunkedArray, good: np.ndarray) -> pa.ChunkedArray:
