@@ -153,7 +153,7 @@ class Checkpoints:
             metadata, tensors = read_tensors(path, sealed=True)
             header = json.loads(metadata[_KEY])
             identity, state = header["identity"], header["state"]
-        except (ModelFileError, KeyError, TypeError, ValueError) as error:
+        except (ModelFileError, KeyError, TypeError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, ModelFileError) else f"{path}: not a checkpoint of mfdmc_fast"
             warnings.warn(
                 f"{reason}. It is passed over; what was saved before it is used", DamagedCheckpoint, stacklevel=2

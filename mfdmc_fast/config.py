@@ -29,6 +29,9 @@ def _rate(description: str, **unset: float) -> Any:
     return field(default=None, metadata={"help": f"{description}; unset: {defaults}", "unset": unset})
 
 
+_MOST_CLUSTERS = 1 << 16  # of a view; the numbers of all are listed, also when a file is read
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Settings that every model has."""
@@ -41,6 +44,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _coerce_fields(self)
         _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        # the device meta has no memory: what is computed there is lost
+        _require(not self.device.startswith("meta"), "device", self.device, "one that holds numbers, such as cpu")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +139,7 @@ class MFDMCConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.n_clusters <= _MOST_CLUSTERS, "n_clusters", self.n_clusters, f"at most {_MOST_CLUSTERS}")
         for name in ("n_views", "n_clusters", "view_dim", "min_clusters", "prune_start"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(

@@ -143,7 +143,7 @@ class Side(nn.Module):
         self.assignment_logits = nn.Parameter(torch.randn(n, n_columns, generator=generator) * config.logit_scale)
         self.centers = nn.Parameter(torch.randn(n_columns, config.view_dim, generator=generator) * size)
         self.bias = nn.Parameter(torch.zeros(n)) if config.biases else None
-        self.cluster_ids = tuple(tuple(range(config.n_clusters)) for _ in range(config.n_views))
+        self.cluster_ids = (tuple(range(config.n_clusters)),) * config.n_views
         self.l2_scale: Tensor | None
         self.register_buffer("l2_scale", None, persistent=False)
 

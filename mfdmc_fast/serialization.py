@@ -109,7 +109,7 @@ def load_state(path: str | os.PathLike[str], device: str | None = None) -> Fitte
     try:
         header = json.loads(metadata[_KEY])
         version = header["format_version"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):  # the last: JSON that is nested too deep
         raise ModelFileError(f"{source}: a safetensors file, but not a model of mfdmc_fast") from None
     if type(version) is not int or version < 1:
         raise ModelFileError(f"{source}: damaged or inconsistent model file (format_version {version!r})")
@@ -122,7 +122,10 @@ def load_state(path: str | os.PathLike[str], device: str | None = None) -> Fitte
         return _state_from_parts(header, tensors, device)
     except BackendUnavailable as error:
         raise ModelFileError(f"{source}: {error}: load it with device='cpu'") from error
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MFDMCError) as error:
+    except (
+        *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MFDMCError),
+        *(AssertionError, ImportError),  # torch's answers to a device that it was not built for
+    ) as error:
         raise ModelFileError(f"{source}: damaged or inconsistent model file ({_describe(error)})") from error
 
 
@@ -133,9 +136,10 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
     config_class, model_class = _KINDS[kind]
     config = config_from_dict(config_class, header["config"] | _moved(header["config"], device))
     dispatch.check_device(config.device)
-    for side_name, ids in header["cluster_ids"].items():
-        if len(ids) != config.n_views:  # type: ignore[attr-defined]  # before a huge number of views is built
-            raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
+    if isinstance(config, MFDMCConfig):
+        for side_name in SIDES:
+            if len(header["cluster_ids"][side_name]) != config.n_views:  # before a huge number of views is built
+                raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
     users, items = (_ids_from_tensors(tensors, f"{side}s") for side in SIDES)
     train_mean = float(header["train_mean"])
     if not math.isfinite(train_mean):
@@ -207,7 +211,7 @@ def _ids_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Vocabulary:
     if (utf8.dtype, utf8.ndim, bounds.dtype, bounds.ndim) != (torch.uint8, 1, torch.int64, 1):
         raise ValueError(f"{prefix}.utf8 and {prefix}.offsets must be vectors of uint8 and int64")
     data, offsets = utf8.numpy().tobytes(), bounds.numpy()
-    if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+    if offsets[0] != 0 or offsets[-1] != len(data) or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(f"{prefix}.offsets do not fit {prefix}.utf8")
     strings = [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets)]
     return Vocabulary(np.array(strings, dtype=object))
@@ -221,7 +225,7 @@ def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:
         and seen.items.ndim == 1
         and seen.offsets[0] == 0
         and seen.offsets[-1] == len(seen.items)
-        and not (np.diff(seen.offsets) < 0).any()
+        and not (seen.offsets[1:] < seen.offsets[:-1]).any()  # a difference could overflow
         and (not len(seen.items) or (seen.items.min() >= 0 and seen.items.max() < n_items))
     )
     if not fits:

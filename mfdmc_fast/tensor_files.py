@@ -12,6 +12,7 @@ from torch import Tensor
 from mfdmc_fast.errors import DataError, ModelFileError
 from mfdmc_fast.files import replacing
 
+_MOST_TENSORS = 1000  # every one takes a search in the header
 _CHUNK_BYTES = 1 << 20
 _SEAL = "checksum"
 _DIGEST_BYTES = 32
@@ -72,9 +73,15 @@ def read_tensors(path: str | os.PathLike[str], *, sealed: bool = False) -> tuple
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if len(names) > _MOST_TENSORS:
+                raise ModelFileError(f"{path}: damaged: it has {len(names):,} tensors, files of this package a few")
             # clone: the tensors would stay views of the file, which may be overwritten while they are in use
-            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
+            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in names}
+    except ModelFileError:
+        raise
+    # not only SafetensorError: a shape such as [0, 2**63] is found by torch
+    except (SafetensorError, ValueError, TypeError, RuntimeError, OSError) as error:
         # only now: the length that a safetensors file starts with may look like these marks
         if start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
             raise ModelFileError(

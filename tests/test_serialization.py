@@ -560,3 +560,30 @@ def test_a_full_disk_is_a_data_error_and_leaves_the_old_file(tmp_path: Path, fil
     assert "model: cannot be written" in ran.stdout
     assert path.read_bytes() == files["pruned"].read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_json_that_is_nested_deep_is_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+    tensors = tensors_of(files["mfdmc"] if "mfdmc" in files else next(iter(files.values())))
+    save_file(tensors, tmp_path / "deep.safetensors", metadata={"mfdmc_fast": "[" * 100_000})
+    refused(tmp_path / "deep.safetensors", "not a model of mfdmc_fast")
+
+
+def test_offsets_whose_differences_overflow_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+    def change(tensors: Tensors, header: Header) -> None:
+        tensors["seen.offsets"][1:4] = torch.tensor([2**63 - 1, -(2**63), -1])
+        tensors["seen.offsets"][4:-1] = -1
+
+    refused(damaged(next(iter(files.values())), tmp_path / "m.safetensors", change), "do not fit the ids")
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu"])
+def test_a_device_that_holds_no_numbers_is_refused(tmp_path: Path, files: dict[str, Path], device: str) -> None:
+    def change(tensors: Tensors, header: Header) -> None:
+        header["config"]["device"] = device
+
+    refused(damaged(next(iter(files.values())), tmp_path / "m.safetensors", change), device)
+
+
+def test_a_file_of_thousands_of_tensors_is_refused(tmp_path: Path) -> None:
+    save_file({str(n): torch.zeros(1) for n in range(2000)}, tmp_path / "many.safetensors")
+    refused(tmp_path / "many.safetensors", "2,000 tensors")

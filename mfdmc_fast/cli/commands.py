@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,6 +38,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `mfdmc` command."""
+    # the default ends the process at once, and what was being written stays behind
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()
 
 
