@@ -56,16 +56,17 @@ SideBatch make_batch(Address row_offsets, Address chunk_offsets, Address chunk_r
 }
 
 void define_entities(py::module_& module) {
-  py::class_<Queue>(module, "Queue").def(
+  // local to the module: tests load another build of it beside this one
+  py::class_<Queue>(module, "Queue", py::module_local()).def(
       py::init([](int device, Address stream) { return Queue{device, pointer<void>(stream)}; }), py::arg("device"),
       py::arg("stream"));
-  py::class_<Entities>(module, "Entities")
+  py::class_<Entities>(module, "Entities", py::module_local())
       .def(py::init(&make_entities), py::kw_only(), py::arg("assignment_logits"), py::arg("centers"), py::arg("bias"),
            py::arg("view_offsets"), py::arg("view_of"), py::arg("rows"), py::arg("n_rows"), py::arg("total_clusters"),
            py::arg("n_views"), py::arg("view_dim"), py::arg("sum_views"))
       .def_property_readonly("forward_blocks", &forward_blocks)
       .def_property_readonly("backward_blocks", &backward_blocks);
-  py::class_<SideBatch>(module, "SideBatch")
+  py::class_<SideBatch>(module, "SideBatch", py::module_local())
       .def(py::init(&make_batch), py::kw_only(), py::arg("row_offsets"), py::arg("chunk_offsets"),
            py::arg("chunk_row"), py::arg("partner"), py::arg("ratings"), py::arg("l2_scale"), py::arg("n_ratings"),
            py::arg("n_chunks"));
@@ -175,7 +176,7 @@ CompactColumns make_compaction(Address table, Address keep, std::int64_t n_rows,
 
 void define_compaction(py::module_& module) {
   module.attr("MAX_COLUMNS") = kMaxColumns;
-  py::class_<CompactColumns>(module, "Compaction")
+  py::class_<CompactColumns>(module, "Compaction", py::module_local())
       .def(py::init(&make_compaction), py::kw_only(), py::arg("table"), py::arg("keep"), py::arg("n_rows"),
            py::arg("columns"), py::arg("kept"))
       .def_property_readonly("tiles", &compaction_tiles)
