@@ -1,5 +1,7 @@
 """Drives CMake for the native modules; all other metadata is in pyproject.toml.
 
+`_cpu` takes a C++ compiler, `_cuda` also a CUDA toolkit; they are built one by one, so that one may fail.
+
 MFDMC_NATIVE and MFDMC_CUDA are `auto` (skip with one printed line what cannot be built; the default), `on` (fail
 instead) or `off`. CMAKE_ARGS holds further arguments of CMake's configure step.
 """
@@ -45,39 +47,55 @@ def run_cmake(*arguments: str) -> None:
     print(run.stdout)
 
 
-class CMakeBuild(build_ext):
-    def run(self) -> None:
-        print("mfdmc_fast: CUDA module skipped: no CUDA sources in this version")
-        super().run()
+class Module(Extension):
+    """A module that CMake builds.
 
-    def build_extension(self, ext: Extension) -> None:
-        module, build_dir = Path(self.get_ext_fullpath(ext.name)).absolute(), Path(self.build_temp).absolute()
+    Attributes:
+        title: what it is called.
+        variable: the environment variable that says whether to build it.
+        options: for CMake's configure step.
+    """
+
+    def __init__(self, name: str, title: str, variable: str, *options: str) -> None:
+        self.title, self.variable, self.options = title, variable, options
+        super().__init__(name, sources=[], optional=read_mode(variable) == "auto")
+
+
+MODULES = [
+    Module("mfdmc_fast._cpu", "C++", "MFDMC_NATIVE"),
+    Module("mfdmc_fast._cuda", "CUDA", "MFDMC_CUDA", "-DMFDMC_CUDA=ON"),
+]
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Module) -> None:
+        module = Path(self.get_ext_fullpath(ext.name)).absolute()
+        build_dir = Path(self.build_temp).absolute() / ext.name
         try:
             run_cmake(
                 *("-S", str(Path(__file__).parent), "-B", str(build_dir)),
                 "--fresh",  # a cache of an earlier isolated build names tools that are gone
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+                *ext.options,
                 *shlex.split(os.environ.get("CMAKE_ARGS", "")),
             )
-            run_cmake("--build", str(build_dir), "--parallel", str(os.cpu_count()))
+            target = ext.name.rpartition(".")[2]
+            run_cmake("--build", str(build_dir), "--target", target, "--parallel", str(os.cpu_count()))
         except CompileError as error:
             if not ext.optional:
-                raise CompileError(f"MFDMC_NATIVE=on, but the C++ module cannot be built:\n{error}") from None
+                raise CompileError(f"{ext.variable}=on, but the {ext.title} module cannot be built:\n{error}") from None
             # the message itself stands behind CMake's "CMake Error at FILE:LINE (COMMAND):" and a line break
             reason = re.search(r"(?:CMake Error at .*:\s+|[Ee]rror:\s*)(.+)", str(error))
             print(
-                f"mfdmc_fast: C++ module skipped: {(reason[1] if reason else str(error)).strip().rstrip('.')}"
-                " (MFDMC_NATIVE=on fails instead and shows everything)"
+                f"mfdmc_fast: {ext.title} module skipped: {(reason[1] if reason else str(error)).strip().rstrip('.')}"
+                f" ({ext.variable}=on fails instead and shows everything)"
             )
         else:
-            print(f"mfdmc_fast: C++ module built: {module.name}")
+            print(f"mfdmc_fast: {ext.title} module built: {module.name}")
 
 
-native = read_mode("MFDMC_NATIVE")
-if read_mode("MFDMC_CUDA") == "on":
-    raise SystemExit("MFDMC_CUDA=on: no CUDA sources in this version")
 setup(
-    ext_modules=[] if native == "off" else [Extension("mfdmc_fast._cpu", sources=[], optional=native == "auto")],
+    ext_modules=[module for module in MODULES if read_mode(module.variable) != "off"],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -116,18 +116,27 @@ class Race:
         return spread([speed / peer for speed, peer in zip(self.rounds[name], fastest, strict=True)])
 
 
-def table_loss(model: MFDMCModel, weights: LossWeights) -> Callable[..., Tensor]:
-    """The loss in the form that torch runs fastest: whole tables first, then gathers; static shapes to compile."""
+def _counts(idx: Tensor, n: int) -> Tensor:
+    return torch.bincount(idx, minlength=n)
+
+
+def table_loss(
+    model: MFDMCModel, weights: LossWeights, counts: Callable[[Tensor, int], Tensor] = _counts
+) -> Callable[..., Tensor]:
+    """The loss in the form that torch runs fastest: whole tables first, then gathers; static shapes to compile.
+
+    `counts` gives how often each of n rows occurs.
+    """
     sides = (model.user.tensors(), model.item.tensors())
 
     def total(user_idx: Tensor, item_idx: Tensor, ratings: Tensor) -> Tensor:
-        gathered, loss = [], torch.zeros(())
+        gathered, loss = [], sides[0].centers.new_zeros(())
         prediction = torch.full_like(ratings, model.global_mean)
         for side, idx in zip(sides, (user_idx, item_idx), strict=True):
             log_w = reference.log_assignment_weights(side.assignment_logits, side.n_clusters)
             per_view = reference.view_embeddings(log_w.exp(), side.centers, side.n_clusters)
             z = reference.combine_views(per_view, model.config.combine)
-            share = torch.bincount(idx, minlength=len(z)).to(z.dtype) / len(ratings)
+            share = counts(idx, len(z)).to(z.dtype) / len(ratings)
             assert side.bias is not None
             gathered.append(z.index_select(0, idx))
             prediction = prediction + side.bias.index_select(0, idx)

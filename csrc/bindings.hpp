@@ -53,4 +53,7 @@ void define_training(py::module_& module);
 // Bayesian matrix factorization.
 void define_gibbs(py::module_& module);
 
+// Rows solved with everything else fixed.
+void define_fold_in(py::module_& module);
+
 }  // namespace mfdmc::bindings

@@ -157,4 +157,5 @@ PYBIND11_MODULE(_cpu, module) {
   define_score_pairs<double>(module);
   mfdmc::bindings::define_training(module);
   mfdmc::bindings::define_gibbs(module);
+  mfdmc::bindings::define_fold_in(module);
 }

@@ -29,18 +29,23 @@ def _rate(description: str, **unset: float) -> Any:
     return field(default=None, metadata={"help": f"{description}; unset: {defaults}", "unset": unset})
 
 
+_MOST_CLUSTERS = 1 << 16  # of a view; the numbers of all are listed, also when a file is read
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Settings that every model has."""
 
     validation_fraction: float = _option(0.0, "share of the ratings held out to watch each epoch; 0 = none")
     seed: int = _option(0, "seed of initial values, batches, draws and the validation split")
-    backend: str = _option("auto", "family of kernels: auto, cpu or reference")
+    backend: str = _option("auto", "family of kernels: auto, triton, cuda, cpu or reference")
     device: str = _option("cpu", "torch device of the parameters, such as cpu or cuda")
 
     def __post_init__(self) -> None:
         _coerce_fields(self)
         _require(0 <= self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "in [0, 1)")
+        # the device meta has no memory: what is computed there is lost
+        _require(not self.device.startswith("meta"), "device", self.device, "one that holds numbers, such as cpu")
         _require(0 <= self.seed < 2**63, "seed", self.seed, "in [0, 2**63)")
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +139,7 @@ class MFDMCConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.n_clusters <= _MOST_CLUSTERS, "n_clusters", self.n_clusters, f"at most {_MOST_CLUSTERS}")
         for name in ("n_views", "n_clusters", "view_dim", "min_clusters", "prune_start"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(
@@ -226,26 +232,31 @@ _TAUGHT: dict[str, Any] = {
     "spread_margin": 1.0,
     "weight_bias_l2": 0.0,
 }
+_SHARP: dict[str, Any] = {
+    **_TAUGHT,
+    "n_clusters": 12,
+    "view_dim": 8,
+    "center_scale": 0.3,
+    "logit_scale": 0.8,
+    "learning_rate": 0.2,
+    "learning_rate_centers": 0.025,
+    "weight_spread": 0.066,
+    "spread_margin": 0.73,
+    "prune_start": 20,
+    "prune_threshold": 0.06,
+}
 # named settings of MFDMC; what is not named keeps its default
 PRESETS: dict[str, dict[str, Any]] = {
     "fast": {},
     "accurate": {**_TAUGHT, "weight_entropy": 0.0, "weight_proximity": 0.0},
-    "balanced": {**_TAUGHT, "weight_entropy": "0:0.005:30", "weight_proximity": "0:0.0025:30"},
+    # 16 views say in sharp assignments about what 8 say in soft ones
+    "balanced": {**_SHARP, "n_views": 16, "weight_entropy": "0:0.014:60", "weight_proximity": "0:0.0094:60"},
     "interpretable": {
-        **_TAUGHT,
+        **_SHARP,
         "n_views": 10,
-        "n_clusters": 12,
-        "view_dim": 5,
-        "center_scale": 0.3,
-        "logit_scale": 0.8,
-        "learning_rate": 0.2,
-        "learning_rate_centers": 0.025,
-        "weight_spread": 0.066,
-        "spread_margin": 0.73,
-        "weight_entropy": "0:0.0048:60",
-        "weight_proximity": "0:0.0032:60",
-        "prune_start": 20,
-        "prune_threshold": 0.07,
+        "epochs": 70,
+        "weight_entropy": "0:0.012:60",
+        "weight_proximity": "0:0.008:60",
     },
 }
 

@@ -4,6 +4,7 @@
 |---|---|---|
 | `MFDMC_BACKEND` | `auto` | backend used where a call or setting says `auto` |
 | `MFDMC_CPU_KERNELS` | best there is | instruction set of the C++ training: `baseline`, `avx2`, `avx512` |
+| `TRITON_INTERPRET` | `0` | Triton's own; `1` runs its kernels slowly on CPU tensors, without a GPU |
 
 `MFDMC_NATIVE` and `MFDMC_CUDA` (`auto`, `on`, `off`) are read by setup.py at build time only; `MFDMC_DATA` names the
 folder of rating datasets for the tests and benchmarks.
@@ -22,3 +23,8 @@ def default_backend() -> str:
 def cpu_kernels() -> str | None:
     """Value of `MFDMC_CPU_KERNELS`, or None for the best that the processor can run."""
     return os.environ.get("MFDMC_CPU_KERNELS") or None
+
+
+def triton_interprets() -> bool:
+    """Whether `TRITON_INTERPRET` asks Triton to run its kernels in Python, read as Triton reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

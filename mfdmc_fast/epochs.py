@@ -1,7 +1,8 @@
-"""How one epoch of training is run: step by step through torch, or in the native engine without leaving C++.
+"""How one epoch of training is run: step by step through torch, or in the native engine without leaving C++, or on a
+device without waiting for it (`device_epochs`).
 
-Both see the same batches in the same order and take the same steps, so they follow the same trajectory within
-rounding (tested), and both keep their optimizer state where pruning can compact it.
+All see the same batches in the same order and take the same steps, so they follow the same trajectory within rounding
+(tested), and all keep their optimizer state where pruning can compact it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ import torch
 from mfdmc_fast.data.batches import BatchIterator
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.data.store import StreamedRatings
-from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import SIDES, RatingModel, SideName
+from mfdmc_fast.errors import ConfigError
+from mfdmc_fast.model import SIDES, MFDMCModel, RatingModel, SideName
 from mfdmc_fast.ops import native
 from mfdmc_fast.ops.types import LossTerms
 from mfdmc_fast.optim import (
@@ -27,41 +28,21 @@ from mfdmc_fast.optim import (
     ADAM_BETAS,
     ADAM_EPSILON,
     OptimizerState,
-    likely_cause,
     make_optimizer,
     rate_factor,
 )
+from mfdmc_fast.steps import BatchListener, Epochs, FreshState, diverged, mean_terms, rates_of_steps
 
 _PARAMETERS_WORTH_THREADS = 4_000_000
 # a call into the native engine should return this often, for progress and Ctrl-C
 _SECONDS_PER_CALL = 0.1
 
 
-class BatchListener(Protocol):
-    """Who wants to hear of every batch."""
-
-    def on_batch_end(self, epoch: int, batch: int) -> None:
-        """After a step; the first batch of an epoch is 1."""
-
-
-class Epochs(Protocol):
-    """One way to run epochs; holds the optimizer state of the run."""
-
-    optimizer: OptimizerState
-
-    def run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
-        """One pass over the ratings, epoch by epoch from 1; returns the mean of each loss term over the ratings.
-
-        Raises:
-            TrainingDiverged: the loss of a batch is NaN or infinite.
-        """
-
-
 def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epochs:
-    """The native engine for the `cpu` backend where it takes the data, torch for everything else.
+    """The native engine for `cpu` where it takes the data, `DeviceEpochs` for `triton`, torch for everything else.
 
     Raises:
-        ConfigError: streamed ratings, which torch does not take.
+        ConfigError: streamed ratings, which only the native engine takes.
     """
     if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES:
         return NativeEpochs(model, batches)
@@ -70,6 +51,10 @@ def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epo
             f"ratings stream from a store with the backend cpu and at most {native.MAX_BATCHES:,} batches an epoch, not"
             f" with {backend} and {batches.n_batches:,}; choose that backend, other batches, or more memory"
         )
+    if backend == "triton" and isinstance(model, MFDMCModel):
+        from mfdmc_fast.device_epochs import DeviceEpochs
+
+        return DeviceEpochs(model, batches)
     return TorchEpochs(model, batches)
 
 
@@ -86,7 +71,7 @@ class TorchEpochs:
     def run(self, epoch: int, listeners: Sequence[BatchListener]) -> dict[str, float]:
         sums = np.zeros(len(LossTerms._fields))
         first_step = (epoch - 1) * self._batches.n_batches
-        with _threads_for(self._model):
+        with threads_for(self._model):
             for number, batch in enumerate(self._batches.epoch(epoch), start=1):
                 factor = rate_factor(
                     self._model.config.learning_rate_schedule, first_step + number - 1, self._total_steps
@@ -97,13 +82,13 @@ class TorchEpochs:
                 terms = self._model.batch_loss(*batch, epoch=epoch)
                 values = torch.stack([term.detach() for term in terms]).double().cpu().numpy()
                 if not math.isfinite(values[0]):
-                    raise _diverged(values[0], epoch, number, self._batches, self.optimizer)
+                    raise diverged(values[0], epoch, number, self._batches, self.optimizer)
                 terms.total.backward()
                 self._torch_optimizer.step()
                 sums += values * len(batch.ratings)
                 for listener in listeners:
                     listener.on_batch_end(epoch, number)
-        return _mean_terms(sums, len(self._batches.dataset))
+        return mean_terms(sums, len(self._batches.dataset))
 
 
 class NativeEpochs:
@@ -122,11 +107,8 @@ class NativeEpochs:
             n_batches=batches.n_batches,
             seed=batches.seed,
         )
-        config = model.config
-        total = config.epochs * batches.n_batches
-        factors = np.array([rate_factor(config.learning_rate_schedule, step, total) for step in range(total)])
-        rates = {group["name"]: group["lr"] * factors for group in self.optimizer.param_groups}
-        if config.optimizer == "adagrad":
+        rates = rates_of_steps(model, self.optimizer, batches.n_batches)
+        if model.config.optimizer == "adagrad":
             self._schedule = native.adagrad_schedule(rates, epsilon=ADAGRAD_EPSILON)
         else:
             self._schedule = native.adam_schedule(rates, betas=ADAM_BETAS, epsilon=ADAM_EPSILON)
@@ -145,9 +127,7 @@ class NativeEpochs:
                 batch, upto, sides["user"], sides["item"], options, self._schedule, first_step + batch
             )
             if failed:
-                raise _diverged(
-                    sums[0] if math.isnan(sums[0]) else math.inf, epoch, done, self._batches, self.optimizer
-                )
+                raise diverged(sums[0] if math.isnan(sums[0]) else math.inf, epoch, done, self._batches, self.optimizer)
             for number in range(batch + 1, upto + 1):
                 for listener in listeners:
                     listener.on_batch_end(epoch, number)
@@ -157,7 +137,7 @@ class NativeEpochs:
         if self._model.config.optimizer == "adam":
             for state in sides.values():
                 native.catch_up(state, self._schedule, first_step + n_batches)
-        return _mean_terms(sums, len(self._batches.dataset))
+        return mean_terms(sums, len(self._batches.dataset))
 
     def _state_of(self, side: SideName) -> Any:
         """The arrays of a side as they are now: pruning has changed their shapes since the last epoch."""
@@ -166,27 +146,15 @@ class NativeEpochs:
         return native.side_state(parameters, {name: state[p] for name, p in parameters.tensors().items()})
 
 
-class _NativeState:
-    """Optimizer state of the native engine, laid out as the torch optimizers', so that pruning can treat both alike."""
+class _NativeState(FreshState):
+    """With what the native engine keeps besides: the first step that each row has not made yet."""
 
     def __init__(self, model: RatingModel) -> None:
-        self.param_groups: list[dict[str, Any]] = model.parameter_groups()
-        self.state: dict[Any, dict[str, Any]] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if model.config.optimizer == "adagrad":
-                    self.state[parameter] = {"row_sum": torch.zeros(len(parameter))}
-                else:
-                    self.state[parameter] = {
-                        "exp_avg": torch.zeros_like(parameter.data),
-                        "exp_avg_sq": torch.zeros_like(parameter.data),
-                    }
-        if model.config.optimizer == "adagrad":
-            return
-        for side in SIDES:
-            # the first step that each row has not made yet
-            table = model.native_parameters(side).table
-            self.state[table]["next_step"] = torch.zeros(len(table), dtype=torch.int32)
+        super().__init__(model)
+        if model.config.optimizer == "adam":
+            for side in SIDES:
+                table = model.native_parameters(side).table
+                self.state[table]["next_step"] = torch.zeros(len(table), dtype=torch.int32)
 
 
 def _columns_of(ratings: RatingsDataset | StreamedRatings) -> dict[str, Any]:
@@ -203,7 +171,7 @@ def _columns_of(ratings: RatingsDataset | StreamedRatings) -> dict[str, Any]:
 
 
 @contextmanager
-def _threads_for(model: RatingModel) -> Iterator[None]:
+def threads_for(model: RatingModel) -> Iterator[None]:
     """One torch thread for models whose steps are too short to share out; restores the setting of the process.
 
     On tables of MovieLens size, each of the reference's many short operations would wait for all threads, and far
@@ -216,16 +184,3 @@ def _threads_for(model: RatingModel) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _mean_terms(sums: np.ndarray[Any, Any], n_ratings: int) -> dict[str, float]:
-    return dict(zip(LossTerms._fields, (sums / n_ratings).tolist(), strict=True))
-
-
-def _diverged(
-    loss: float, epoch: int, batch: int, batches: BatchIterator, optimizer: OptimizerState
-) -> TrainingDiverged:
-    return TrainingDiverged(
-        f"the loss became {loss} in epoch {epoch}, batch {batch} of {batches.n_batches}: "
-        + likely_cause(batches.dataset.scale, optimizer)
-    )

@@ -57,3 +57,7 @@ class ClustersCollapsed(UserWarning):
 
 class TrainingDiverged(MFDMCError, RuntimeError):
     """The loss became NaN or infinite; the message names epoch, batch and the likely cause."""
+
+
+class DamagedCheckpoint(UserWarning):
+    """A checkpoint cannot be read and is passed over; the message names the file and says why."""

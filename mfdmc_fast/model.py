@@ -109,6 +109,11 @@ class RatingModel(Predictor):
                 scale = torch.from_numpy(relative).to(next(self.parameters()))
             self._set_l2_scale(side, scale)
 
+    def drop_l2_scales(self) -> None:
+        """Forget them: they are for the rows of the training that is over."""
+        for side in SIDES:
+            self._set_l2_scale(side, None)
+
     @abstractmethod
     def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None: ...
 
@@ -138,7 +143,7 @@ class Side(nn.Module):
         self.assignment_logits = nn.Parameter(torch.randn(n, n_columns, generator=generator) * config.logit_scale)
         self.centers = nn.Parameter(torch.randn(n_columns, config.view_dim, generator=generator) * size)
         self.bias = nn.Parameter(torch.zeros(n)) if config.biases else None
-        self.cluster_ids = tuple(tuple(range(config.n_clusters)) for _ in range(config.n_views))
+        self.cluster_ids = (tuple(range(config.n_clusters)),) * config.n_views
         self.l2_scale: Tensor | None
         self.register_buffer("l2_scale", None, persistent=False)
 
@@ -230,8 +235,9 @@ class MFDMCModel(RatingModel):
     @property
     def training_backend(self) -> str:
         centers = self.user.centers
-        columns = max(functional.columns_of(side.tensors()) for side in (self.user, self.item))
-        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend, columns).name
+        sides = self.user.tensors(), self.item.tensors()
+        limits = functional.columns_of(*sides), functional.view_of(*sides)
+        return dispatch.choose("batch_loss", centers.device, centers.dtype, self.config.backend, *limits).name
 
     def native_parameters(self, side: SideName) -> native.SideParameters:
         return native.SideParameters.of(self._side(side).tensors())

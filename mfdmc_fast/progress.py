@@ -64,6 +64,13 @@ class ProgressBar(Callback):
         self._task = self._progress.add_task("", total=rounds * steps, epoch=f"1/{rounds}", status="")
         self._progress.start()
 
+    def on_resume(self, epoch: int, source: str) -> None:
+        if self._progress is not None:
+            # not an update, by which the epochs before would seem to have taken no time
+            self._progress.reset(
+                self._task, completed=epoch * self._n_batches, epoch=f"{epoch}/{self._epochs}", status=""
+            )
+
     def on_batch_end(self, epoch: int, batch: int) -> None:
         if self._progress is not None:
             done = (epoch - 1) * self._n_batches + batch

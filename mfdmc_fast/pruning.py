@@ -16,9 +16,6 @@ from mfdmc_fast.model import RatingModel, Side, SideName
 from mfdmc_fast.ops import functional
 from mfdmc_fast.optim import OptimizerState
 
-# rows of a wide table moved per step: bounds the temporary copy of a compaction
-_ROWS_PER_BLOCK = 65_536
-
 
 @dataclass(frozen=True)
 class PruneEvent:
@@ -168,10 +165,4 @@ def compact_(table: Tensor, keep: Tensor, dim: int) -> Tensor:
             if target != source:
                 table[target].copy_(table[source])
         return table[: len(keep)]
-    n, flat = len(table), table.view(-1)
-    compacted = flat[: n * len(keep)].view(n, len(keep))
-    for start in range(0, n, _ROWS_PER_BLOCK):
-        # a block's target ends before the next block's source begins, so blocks in ascending order are safe
-        block = table[start : start + _ROWS_PER_BLOCK].index_select(1, keep)
-        compacted[start : start + len(block)].copy_(block)
-    return compacted
+    return functional.compact_columns(table, keep)

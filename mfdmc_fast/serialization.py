@@ -15,7 +15,6 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from torch import Tensor
 
 from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, config_from_dict
 from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays, ids_to_arrays
-from mfdmc_fast.errors import DataError, MFDMCError, ModelFileError
-from mfdmc_fast.files import replacing
+from mfdmc_fast.errors import BackendUnavailable, MFDMCError, ModelFileError
 from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
+from mfdmc_fast.ops import dispatch
+from mfdmc_fast.tensor_files import read_tensors, write_tensors
 from mfdmc_fast.training import TrainingHistory
 
 FORMAT_VERSION = 1
@@ -76,9 +76,6 @@ class FittedState:
 
 def save_state(state: FittedState, path: str | os.PathLike[str], package_version: str) -> None:
     """Write a model file under a temporary name and rename it; an existing file is replaced only on success."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     header = {
         "format_version": FORMAT_VERSION,
         "kind": state.kind,
@@ -95,26 +92,23 @@ def save_state(state: FittedState, path: str | os.PathLike[str], package_version
         tensors |= {f"{side}s.{name}": torch.from_numpy(a) for name, a in ids_to_arrays(vocabulary).items()}
     tensors["seen.offsets"] = torch.from_numpy(state.seen.offsets)
     tensors["seen.items"] = torch.from_numpy(state.seen.items)
-    metadata = {_KEY: json.dumps(header, allow_nan=False)}
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:  # such as a full disk
-        raise DataError(f"cannot be written: {error}", source=str(path)) from error
+    write_tensors(path, tensors, {_KEY: json.dumps(header, allow_nan=False)})
 
 
 def load_state(path: str | os.PathLike[str], device: str | None = None) -> FittedState:
     """Read and check a model file, with its parameters on `device`; None: the device it was trained on.
 
+    On another kind of device than that, the backend is `auto`.
+
     Raises:
         ModelFileError: missing, truncated, a pickle, of a newer format, or inconsistent; the message says which.
     """
     source = str(path)
-    metadata, tensors = _read_safetensors(Path(path))
+    metadata, tensors = read_tensors(path)
     try:
         header = json.loads(metadata[_KEY])
         version = header["format_version"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):  # the last: JSON that is nested too deep
         raise ModelFileError(f"{source}: a safetensors file, but not a model of mfdmc_fast") from None
     if type(version) is not int or version < 1:
         raise ModelFileError(f"{source}: damaged or inconsistent model file (format_version {version!r})")
@@ -125,33 +119,13 @@ def load_state(path: str | os.PathLike[str], device: str | None = None) -> Fitte
         )
     try:
         return _state_from_parts(header, tensors, device)
+    except BackendUnavailable as error:
+        raise ModelFileError(f"{source}: {error}: load it with device='cpu'") from error
     except (
-        *(KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError, MFDMCError),
-        AssertionError,  # torch's answer to a device that it was not built for
+        *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MFDMCError),
+        *(AssertionError, ImportError),  # torch's answers to a device that it was not built for
     ) as error:
         raise ModelFileError(f"{source}: damaged or inconsistent model file ({_describe(error)})") from error
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with open(path, "rb") as file:
-            start = file.read(2)
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        with safe_open(path, framework="pt") as file:
-            # clone: the tensors would stay views of the file, which may be overwritten while they are in use
-            return file.metadata() or {}, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, OSError) as error:
-        # only now: the length that a safetensors file starts with may look like these marks
-        if start == b"PK" or (start[:1] == b"\x80" and start[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-            raise ModelFileError(
-                f"{path}: is a pickle or zip archive, which is never loaded because it can run code;"
-                " models of mfdmc_fast are safetensors files written by save()"
-            ) from None
-        raise ModelFileError(f"{path}: truncated or not a safetensors file ({error})") from error
 
 
 def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device: str | None) -> FittedState:
@@ -159,10 +133,12 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
     if kind not in _KINDS:
         raise ValueError(f"unknown kind of model {kind!r}")
     config_class, model_class = _KINDS[kind]
-    config = config_from_dict(config_class, header["config"] | ({} if device is None else {"device": device}))
-    for side_name, ids in header["cluster_ids"].items():
-        if len(ids) != config.n_views:  # type: ignore[attr-defined]  # before a huge number of views is built
-            raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
+    config = config_from_dict(config_class, header["config"] | _moved(header["config"], device))
+    dispatch.check_device(config.device)
+    if isinstance(config, MFDMCConfig):
+        for side_name in SIDES:
+            if len(header["cluster_ids"][side_name]) != config.n_views:  # before a huge number of views is built
+                raise ValueError(f"cluster_ids of the {side_name} side do not fit n_views")
     users, items = (_ids_from_tensors(tensors, f"{side}s") for side in SIDES)
     train_mean = float(header["train_mean"])
     if not math.isfinite(train_mean):
@@ -198,6 +174,14 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
     return FittedState(kind, model, users, items, (low, high), seen, TrainingHistory.from_dict(header["history"]))
 
 
+def _moved(config: dict[str, Any], device: str | None) -> dict[str, Any]:
+    """The settings that change on another device: a backend that was named serves the old one."""
+    if device is None:
+        return {}
+    moves = str(config.get("device", "cpu")).partition(":")[0] != device.partition(":")[0]
+    return {"device": device} | ({"backend": "auto"} if moves else {})
+
+
 def _expected_shape(model: Predictor, name: str, parameter: Tensor) -> tuple[int, ...]:
     side_name, _, leaf = name.partition(".")
     side = model.prunable_sides().get("user" if side_name == "user" else "item")
@@ -219,7 +203,7 @@ def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:
         and seen.items.ndim == 1
         and seen.offsets[0] == 0
         and seen.offsets[-1] == len(seen.items)
-        and not (np.diff(seen.offsets) < 0).any()
+        and not (seen.offsets[1:] < seen.offsets[:-1]).any()  # a difference could overflow
         and (not len(seen.items) or (seen.items.min() >= 0 and seen.items.max() < n_items))
     )
     if not fits:
@@ -227,6 +211,4 @@ def _check_seen(seen: SeenItems, n_users: int, n_items: int) -> None:
 
 
 def _describe(error: Exception) -> str:
-    if isinstance(error, AssertionError | RuntimeError) and "CUDA" in str(error):
-        return f"{error}; load it with device='cpu'"
     return f"missing {error}" if isinstance(error, KeyError) else str(error)

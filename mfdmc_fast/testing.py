@@ -29,20 +29,26 @@ class Case(NamedTuple):
         tensors = (t for s in (self.user, self.item) for t in (s.assignment_logits, s.centers, s.bias))
         return [t for t in tensors if t is not None]
 
-    def to(self, dtype: torch.dtype) -> Case:
-        """The same numbers in another dtype, as leaves that require gradients."""
+    def to(self, dtype: torch.dtype, device: str = "cpu") -> Case:
+        """The same numbers in another dtype or on another device, as leaves that require gradients."""
 
         def convert(side: SideTensors) -> SideTensors:
             logits, centers, bias = (
-                None if t is None else t.detach().to(dtype).requires_grad_()
+                None if t is None else t.detach().to(device, dtype).requires_grad_()
                 for t in (side.assignment_logits, side.centers, side.bias)
             )
             assert logits is not None
             assert centers is not None
-            l2_scale = None if side.l2_scale is None else side.l2_scale.to(dtype)
+            l2_scale = None if side.l2_scale is None else side.l2_scale.to(device, dtype)
             return SideTensors(logits, centers, side.n_clusters, bias, l2_scale)
 
-        return self._replace(user=convert(self.user), item=convert(self.item), ratings=self.ratings.to(dtype))
+        return self._replace(
+            user=convert(self.user),
+            item=convert(self.item),
+            user_idx=self.user_idx.to(device),
+            item_idx=self.item_idx.to(device),
+            ratings=self.ratings.to(device, dtype),
+        )
 
 
 def make_case(

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mfdmc_fast import metrics
+from mfdmc_fast.checkpoints import Checkpoint, Checkpoints, digest
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2, with_rates
 from mfdmc_fast.data.batches import BatchIterator, default_batch_size
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.data.store import StreamedRatings
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import Predictor, RatingModel
-from mfdmc_fast.optim import likely_cause, rate_factor
+from mfdmc_fast.model import MFDMCModel, Predictor, RatingModel, SideName
+from mfdmc_fast.optim import OptimizerState, likely_cause, rate_factor
 from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
 from mfdmc_fast.scoring import predict_rows
 
@@ -56,11 +58,14 @@ class TrainingHistory:
         prune_events: every removed cluster, in order.
         backend: kernels that computed the loss.
         batch_size: ratings per step.
-        stop_reason: why training ended.
+        stop_reason: why training ended; empty until then.
         kept_epoch: the epoch whose parameters the model has.
-        seconds: wall time of the whole run.
+        seconds: wall time of the whole run; of a resumed one, without what was lost.
         teacher_seconds: of which the teacher took; 0 without one.
         streamed: whether the ratings stayed in the files of a store.
+        train_rmse: of the kept parameters on the training ratings, a teacher's student included; None where a model
+            has none. How far a rating lies from its prediction, as fold-in takes it.
+        n_users, n_items: rows that were trained; those of the model beyond them were folded in. 0: not recorded.
     """
 
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -72,6 +77,9 @@ class TrainingHistory:
     seconds: float = 0.0
     teacher_seconds: float = 0.0
     streamed: bool = False
+    train_rmse: float | None = None
+    n_users: int = 0
+    n_items: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -97,6 +105,11 @@ class Callback:
     def on_train_start(self, model: Predictor, n_batches: int, epochs: int) -> None:
         """Before the first epoch."""
 
+    def on_resume(self, epoch: int, source: str) -> None:
+        """Where a run continues from a checkpoint: after `on_train_start` with the last epoch that is done, or, with
+        epoch 0, in place of the sweeps of a teacher whose predictions are known.
+        """
+
     def on_batch_end(self, epoch: int, batch: int) -> None:
         """After each step; the first batch of an epoch is 1."""
 
@@ -117,6 +130,7 @@ def fit(
     validation: RatingsDataset | None = None,
     callbacks: Sequence[Callback] = (),
     scale: tuple[float, float] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> TrainingHistory:
     """Train a model in place with the settings in `model.config`.
 
@@ -128,14 +142,18 @@ def fit(
         validation: watched each epoch, never trained on; unknown ids get the documented fallback.
         callbacks: called in order.
         scale: lowest and highest rating, to which predictions are clipped for validation; None: those of `train`.
+        checkpoints: where the state of the run goes after some epochs and at the end, and from where it is resumed;
+            entered.
 
     Returns:
         The history. Deterministic: the same seed, data, versions and backend give bit-identical parameters (the
-        reference, on tables of millions of numbers, for the same number of threads)
+        reference, on tables of millions of numbers, for the same number of threads), also where the run was killed and
+        resumed.
 
     Raises:
         TrainingDiverged: the loss is NaN or infinite.
-        ConfigError: early stopping or `keep="best"` without validation ratings.
+        ConfigError: early stopping or `keep="best"` without validation ratings; checkpoints of another run.
+        DataError: a checkpoint cannot be written.
         BackendUnavailable: the requested backend cannot train this model.
     """
     config = model.config = with_rates(with_l2(model.config, len(train), sum(model.n_entities.values())))
@@ -144,11 +162,9 @@ def fit(
         wanted = "patience" if config.patience is not None else "keep='best'"
         raise ConfigError(f"{wanted} needs validation ratings: pass validation= or set validation_fraction")
 
-    start = time.perf_counter()
     try:
         train = train.sorted()  # here, so that the unsorted ratings can go
-        history = _train(model, train, validation if watched else None, callbacks, scale)
-        history.seconds = time.perf_counter() - start
+        history = _train(model, train, validation if watched else None, callbacks, scale, checkpoints)
         for callback in callbacks:
             callback.on_train_end(history)
     finally:
@@ -164,13 +180,103 @@ def evaluate_dataset(model: RatingModel, dataset: RatingsDataset, scale: tuple[f
     return {"rmse": metrics.rmse(predictions, dataset.ratings), "mae": metrics.mae(predictions, dataset.ratings)}
 
 
+@dataclass
+class _Run:
+    """What changes while a model is trained, which is what a checkpoint holds.
+
+    Attributes:
+        model, optimizer: with its parameters, cluster ids and optimizer state.
+        history: of the epochs so far.
+        best_epoch: the one with the lowest validation RMSE; 0 where there is none.
+        epochs_without_gain: since then.
+        best: the model after that epoch, where it is to be kept.
+    """
+
+    model: RatingModel
+    optimizer: OptimizerState
+    history: TrainingHistory
+    best_epoch: int = 0
+    epochs_without_gain: int = 0
+    best: _Snapshot | None = None
+
+    def judge(self, record: EpochRecord) -> None:
+        """See whether an epoch is the best so far."""
+        if record.valid_rmse is None:
+            return
+        self.epochs_without_gain += 1
+        best = self.history.epochs[self.best_epoch - 1].valid_rmse if self.best_epoch else None
+        if best is None or record.valid_rmse < best:
+            self.best_epoch, self.epochs_without_gain = record.epoch, 0
+            if self.model.config.keep == "best":
+                self.best = _Snapshot.of(self.model).copy()
+
+    def save(self, checkpoints: Checkpoints, seconds: float) -> None:
+        """Write a checkpoint of a run that has taken this long."""
+        now = _Snapshot.of(self.model)
+        state = {
+            "history": self.history.to_dict() | {"seconds": seconds},
+            "cluster_ids": now.cluster_ids,
+            "best_epoch": self.best_epoch,
+            "epochs_without_gain": self.epochs_without_gain,
+            "best_cluster_ids": self.best.cluster_ids if self.best else None,
+        }
+        tensors = {f"model.{name}": tensor for name, tensor in now.parameters.items()}
+        if self.best is not None:
+            tensors |= {f"best.{name}": tensor for name, tensor in self.best.parameters.items()}
+        for name, parameter in self.model.named_parameters():
+            of_parameter = self.optimizer.state[parameter]
+            tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in of_parameter.items()}
+        checkpoints.save_epoch(len(self.history.epochs), state, {name: t.cpu() for name, t in tensors.items()})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint of the same run."""
+        state = checkpoint.state
+        self.history = TrainingHistory.from_dict(state["history"])
+        self.best_epoch, self.epochs_without_gain = state["best_epoch"], state["epochs_without_gain"]
+        tensors = {name: tensor.to(self.model.device) for name, tensor in checkpoint.tensors.items()}
+        if state["best_cluster_ids"] is not None:
+            self.best = _Snapshot(_below("best", tensors), _tuples(state["best_cluster_ids"]))
+        _Snapshot(_below("model", tensors), _tuples(state["cluster_ids"])).restore(self.model)
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = _below(f"optimizer.{name}", tensors)
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The parameters of a model, and the original numbers of its clusters, view by view."""
+
+    parameters: dict[str, Tensor]
+    cluster_ids: dict[SideName, tuple[tuple[int, ...], ...]]
+
+    @classmethod
+    def of(cls, model: RatingModel) -> _Snapshot:
+        """Those of now; the tensors are the model's own."""
+        return cls(
+            {name: p.detach() for name, p in model.named_parameters()},
+            {name: side.cluster_ids for name, side in model.prunable_sides().items()},
+        )
+
+    def copy(self) -> _Snapshot:
+        """With tensors of its own, which training leaves alone."""
+        return _Snapshot({name: tensor.clone() for name, tensor in self.parameters.items()}, self.cluster_ids)
+
+    def restore(self, model: RatingModel) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.data = self.parameters[name]
+            parameter.grad = None
+        for name, side in model.prunable_sides().items():
+            side.cluster_ids = self.cluster_ids[name]
+
+
 def _train(
     model: RatingModel,
     train: RatingsDataset | StreamedRatings,
     validation: RatingsDataset | None,
     callbacks: Sequence[Callback],
     scale: tuple[float, float] | None,
+    checkpoints: Checkpoints | None,
 ) -> TrainingHistory:
+    start = time.perf_counter()
     config = model.config
     # a teacher's pairs are several times the ratings, and a student that is free of noise gains from more steps
     taught = isinstance(config, MFDMCConfig) and config.teacher is not None
@@ -183,17 +289,24 @@ def _train(
         backend=model.training_backend, batch_size=batches.batch_size, streamed=isinstance(train, StreamedRatings)
     )
     epochs = make_epochs(model, batches, history.backend)
+    watch = None if validation is None else _watch(model, validation, scale, history.backend)
     pruning = _pruning_of(config)
     trained = {side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in counts.items()}
-    best: tuple[float, int, dict[str, Any]] | None = None
-    epochs_without_gain = 0
+    run = _Run(model, epochs.optimizer, history)
+    saved = None if checkpoints is None else _last_checkpoint(checkpoints, run, train, validation, scale)
+    if saved is not None:
+        run.restore(saved)
+        history = run.history
+    start -= history.seconds
     for callback in callbacks:
         callback.on_train_start(model, batches.n_batches, config.epochs)
+        if saved is not None:
+            callback.on_resume(len(history.epochs), str(saved.path))
 
-    for epoch in range(1, config.epochs + 1):
-        epoch_start = time.perf_counter()
+    while not history.stop_reason:
+        epoch, epoch_start = len(history.epochs) + 1, time.perf_counter()
         loss = epochs.run(epoch, callbacks)
-        if not all(_is_finite(p) for p in model.parameters()):
+        if not _is_finite(model):
             # the loss was finite in every batch, so it was the last step
             raise TrainingDiverged(
                 f"parameters became NaN or infinite in the last step of epoch {epoch}: "
@@ -203,7 +316,7 @@ def _train(
             history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained)
             if epoch == min(pruning.start + COLLAPSE_EPOCHS - 1, config.epochs):
                 warn_of_collapse(history.prune_events, model.config)
-        errors = evaluate_dataset(model, validation, scale) if validation is not None else None
+        errors = None if watch is None else watch()
         record = EpochRecord(
             epoch=epoch,
             seconds=time.perf_counter() - epoch_start,
@@ -215,50 +328,72 @@ def _train(
             clusters_item=model.clusters("item"),
         )
         history.epochs.append(record)
-        history.stop_reason = "all epochs done"
-        if record.valid_rmse is not None:
-            epochs_without_gain += 1
-            if best is None or record.valid_rmse < best[0]:
-                best = (record.valid_rmse, epoch, _snapshot(model) if config.keep == "best" else {})
-                epochs_without_gain = 0
+        run.judge(record)
         # every callback sees the epoch, also after one of them asked to stop
         if any([callback.on_epoch_end(record, model) for callback in callbacks]):  # noqa: C419
             history.stop_reason = f"a callback asked to stop after epoch {epoch}"
-            break
-        if config.patience is not None and epochs_without_gain >= config.patience:
+        elif config.patience is not None and run.epochs_without_gain >= config.patience:
             history.stop_reason = f"no better validation RMSE in {config.patience} epochs"
-            break
+        elif epoch == config.epochs:
+            history.stop_reason = "all epochs done"
+        if checkpoints is not None and (history.stop_reason or checkpoints.due(epoch)):
+            run.save(checkpoints, time.perf_counter() - start)
 
     history.kept_epoch = len(history.epochs)
-    if config.keep == "best" and best is not None:
-        history.kept_epoch = best[1]
-        _restore(model, best[2])
+    if run.best is not None:
+        history.kept_epoch = run.best_epoch
+        run.best.restore(model)
+    history.seconds = time.perf_counter() - start
     return history
 
 
-def _is_finite(parameter: torch.Tensor) -> bool:
-    if parameter.device.type != "cpu":
-        return bool(parameter.isfinite().all())
+def _last_checkpoint(
+    checkpoints: Checkpoints,
+    run: _Run,
+    train: RatingsDataset | StreamedRatings,
+    validation: RatingsDataset | None,
+    scale: tuple[float, float],
+) -> Checkpoint | None:
+    """Where to continue, if anywhere; says what the run is given."""
+    given: dict[str, Any] = run.model.config.to_dict() | {"backend": run.history.backend, "rating scale": list(scale)}
+    for name, ratings in (("what it was trained on", train), ("validation ratings", validation)):
+        given[name] = None if ratings is None else digest_of(ratings)
+    checkpoints.identify(**given)
+    return checkpoints.last()
+
+
+def digest_of(ratings: RatingsDataset | StreamedRatings) -> str:
+    """What tells these ratings, in this order, from others, in memory and on disk alike."""
+    return digest(column for part in ratings.parts() for column in part)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _tuples(cluster_ids: dict[SideName, list[list[int]]]) -> dict[SideName, tuple[tuple[int, ...], ...]]:
+    return {side: tuple(tuple(of_view) for of_view in views) for side, views in cluster_ids.items()}
+
+
+def _watch(
+    model: RatingModel, validation: RatingsDataset, scale: tuple[float, float], backend: str
+) -> Callable[[], dict[str, float]]:
+    """What gives the validation errors of an epoch."""
+    if backend == "triton" and isinstance(model, MFDMCModel):
+        from mfdmc_fast.device_validation import DeviceValidation
+
+        return DeviceValidation(model, validation, scale).errors
+    return lambda: evaluate_dataset(model, validation, scale)
+
+
+def _is_finite(model: RatingModel) -> bool:
+    if model.device.type != "cpu":
+        return bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all())
     # not by torch, whose threads wait for more work on cores that the next epoch needs
-    return bool(np.isfinite(parameter.detach().numpy()).all())
+    return all(bool(np.isfinite(p.detach().numpy()).all()) for p in model.parameters())
 
 
 def _pruning_of(config: TrainingConfig) -> ClusterPruning | None:
     if not isinstance(config, MFDMCConfig) or not config.prune:
         return None
     return ClusterPruning(config.prune_start, config.prune_threshold, config.min_clusters)
-
-
-def _snapshot(model: RatingModel) -> dict[str, Any]:
-    return {
-        "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "cluster_ids": {name: side.cluster_ids for name, side in model.prunable_sides().items()},
-    }
-
-
-def _restore(model: RatingModel, snapshot: dict[str, Any]) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.data = snapshot["parameters"][name]
-        parameter.grad = None
-    for name, side in model.prunable_sides().items():
-        side.cluster_ids = snapshot["cluster_ids"][name]

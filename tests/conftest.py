@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mfdmc_fast.testing import data_folder
+
+# Triton decides when a kernel is defined, so before any test imports one
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # for the tests of the benchmarks; last, so that the package under test stays the installed one
 sys.path.append(str(Path(__file__).parents[1]))

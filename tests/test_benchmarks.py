@@ -12,9 +12,11 @@ from benchmarks.bayesian_speed import MYFM, summary
 from benchmarks.calibration import calibration
 from benchmarks.cpu_scaling import gathered_loss, shuffled, zipf_ratings
 from benchmarks.cpu_training import make_model, seconds_to, table_loss
+from benchmarks.fold_in import bias_only, held_out_users, many_users
 from benchmarks.ingest import BLOCK, sparse_store, write_text
 from mfdmc_fast.config import MFDMCConfig
-from mfdmc_fast.data import BatchIterator, read_ratings
+from mfdmc_fast.data import BatchIterator, Ratings, make_planted_ratings, read_ratings
+from mfdmc_fast.estimator import FunkMF
 
 
 @pytest.mark.parametrize("form", [table_loss, gathered_loss])
@@ -89,3 +91,37 @@ def test_the_summary_of_speeds() -> None:
     ours = summary(rows)[1]
     assert (ours["seconds"], ours["times_as_fast_as_myfm"], ours["extremes"]) == (2.0, 4.0, [3.0, 5.0])
     assert summary(rows[3:])[0]["times_as_fast_as_myfm"] is None
+
+
+def test_users_held_out_and_the_places_of_their_ratings() -> None:
+    ratings = make_planted_ratings(100, 40, 1500, seed=1)
+    held, place = held_out_users(ratings, 3)
+    assert len(set(ratings.users[held].tolist())) == len(set(ratings.users.tolist())) // 10
+    assert not set(ratings.users[held].tolist()) & set(ratings.users[~held].tolist())
+    for user in set(ratings.users.tolist()):
+        own = np.sort(place[ratings.users == user])
+        np.testing.assert_allclose(own, np.arange(len(own)) / len(own))
+    assert not np.array_equal(place, held_out_users(ratings, 4)[1])
+
+
+def test_many_users_are_new_and_rate_what_known_ones_did() -> None:
+    ratings = make_planted_ratings(100, 40, 1500, seed=1)
+    many = many_users(ratings, 300)
+    assert len(set(many.users.tolist())) == 300
+    assert many.users.min() > ratings.users.max()
+    assert len(many) == pytest.approx(0.8 * 300 * 15, rel=0.1)
+    known = {(frozenset(ratings.items[ratings.users == u].tolist())) for u in set(ratings.users.tolist())}
+    assert all(
+        any(set(many.items[many.users == user].tolist()) <= items for items in known)
+        for user in sorted(set(many.users.tolist()))[:20]
+    )
+
+
+def test_biases_alone_are_shrunk() -> None:
+    ratings = make_planted_ratings(100, 40, 1500, seed=1)
+    model = FunkMF(n_factors=2, epochs=5, seed=1).fit(ratings, rating_scale=(1, 5))
+    given = Ratings(np.array([999, 999]), np.array([1, 2]), model.predict(999, [1, 2]).astype(float) + 1)
+    test = Ratings(np.array([999, 998]), np.array([3, 3]), np.array([3.0, 3.0]))
+    shift = bias_only(model, given, test) - model.predict(test.users, test.items)
+    assert 0 < shift[0] < 1
+    assert shift[1] == pytest.approx(0, abs=1e-6)

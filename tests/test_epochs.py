@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from epoch_cases import CONFIGS, assert_same_run, new_model, trained
 
-from mfdmc_fast.config import FunkMFConfig, MFDMCConfig, TrainingConfig
+from mfdmc_fast.config import FunkMFConfig, MFDMCConfig
 from mfdmc_fast.data import (
     BatchIterator,
     Ratings,
@@ -23,30 +24,12 @@ from mfdmc_fast.data import (
 )
 from mfdmc_fast.epochs import NativeEpochs, TorchEpochs, make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import FunkMFModel, MFDMCModel, RatingModel
 from mfdmc_fast.ops import native
-from mfdmc_fast.training import fit
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
 
 native_trainer = native.Trainer
 KERNELS = ["baseline", "avx2", "avx512"]
-CONFIGS: dict[str, TrainingConfig] = {
-    "concat": MFDMCConfig(n_views=3, n_clusters=5, view_dim=3, epochs=6, prune_start=3, prune_threshold=0.19),
-    "sum": MFDMCConfig(n_views=3, n_clusters=4, view_dim=5, epochs=6, combine="sum", prune=False, center_scale=0.5),
-    "plain": MFDMCConfig(n_views=2, n_clusters=3, view_dim=17, epochs=4, biases=False),
-    "small-batches": MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, epochs=3, batch_size=37),
-    "rows-that-miss-many-steps": MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, epochs=4, batch_size=6),
-    "one-rating-a-batch": MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=1, batch_size=1),
-    "adagrad": MFDMCConfig(
-        n_views=3, n_clusters=5, view_dim=4, epochs=6, optimizer="adagrad", prune_start=3, prune_threshold=0.19
-    ),
-    "funkmf": FunkMFConfig(n_factors=19, epochs=6),
-    "funkmf-adagrad": FunkMFConfig(n_factors=19, epochs=6, optimizer="adagrad"),
-    "l2-by-count": MFDMCConfig(n_views=2, n_clusters=3, view_dim=3, epochs=6, l2_count_power=0.7),
-    "funkmf-l2-by-count": FunkMFConfig(n_factors=9, epochs=5, l2_count_power=0.5, optimizer="adagrad"),
-    "funkmf-plain": FunkMFConfig(n_factors=8, epochs=4, biases=False, batch_size=100),
-}
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +44,6 @@ def _restored_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def _model(config: TrainingConfig, data: RatingsDataset, **changes: Any) -> RatingModel:
-    kind = MFDMCModel if isinstance(config, MFDMCConfig) else FunkMFModel
-    changed = type(config)(**{**config.to_dict(), **changes})
-    return kind(len(data.users), len(data.items), changed, data.mean)  # type: ignore[arg-type]
-
-
-def _trained(config: TrainingConfig, data: RatingsDataset, **changes: Any) -> tuple[RatingModel, Any]:
-    model = _model(config, data, **changes)
-    return model, fit(model, data)
-
-
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_the_engine_follows_the_reference(
@@ -79,22 +51,11 @@ def test_the_engine_follows_the_reference(
 ) -> None:
     _need(kernels)
     monkeypatch.setenv("MFDMC_CPU_KERNELS", kernels)
-    (reference, expected), (engine, history) = (
-        _trained(CONFIGS[name], data, backend=backend) for backend in ("reference", "cpu")
-    )
-    assert (expected.backend, history.backend) == ("reference", "cpu")
-    assert [(e.epoch, e.side, e.view, e.cluster) for e in history.prune_events] == [
-        (e.epoch, e.side, e.view, e.cluster) for e in expected.prune_events
-    ]
+    expected, mine = (trained(CONFIGS[name], data, backend=backend) for backend in ("reference", "cpu"))
+    assert (expected[1].backend, mine[1].backend) == ("reference", "cpu")
     if name in ("concat", "adagrad"):
-        assert history.prune_events
-    for mine, theirs in zip(history.epochs, expected.epochs, strict=True):
-        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4, abs=1e-6)
-    for (key, mine), theirs in zip(engine.named_parameters(), reference.parameters(), strict=True):
-        # rounding differs, and Adam divides by small numbers: single entries drift, the whole may not
-        error = (mine - theirs).detach().double().square().mean().sqrt()
-        size = theirs.detach().double().square().mean().sqrt()
-        assert error <= 1e-4 * size, key
+        assert mine[1].prune_events
+    assert_same_run(mine, expected)
 
 
 @pytest.mark.parametrize("name", ["concat", "sum", "adagrad", "funkmf"])
@@ -104,7 +65,7 @@ def test_the_number_of_threads_does_not_change_the_bits(name: str) -> None:
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        model, history = _trained(CONFIGS[name], data, backend="cpu", batch_size=5000)
+        model, history = trained(CONFIGS[name], data, backend="cpu", batch_size=5000)
         results.append((list(model.parameters()), [record.loss for record in history.epochs]))
     for parameters, losses in results[1:]:
         assert losses == results[0][1]
@@ -114,10 +75,10 @@ def test_the_number_of_threads_does_not_change_the_bits(name: str) -> None:
 def test_dealing_a_part_of_an_epoch_at_a_time_changes_nothing(
     data: RatingsDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, history = _trained(CONFIGS["small-batches"], data, backend="cpu")
+    whole, history = trained(CONFIGS["small-batches"], data, backend="cpu")
     for at_once in (1, 37 * 7):
         monkeypatch.setattr(native, "Trainer", partial(native_trainer, dealt_at_once=at_once))
-        parts, parts_history = _trained(CONFIGS["small-batches"], data, backend="cpu")
+        parts, parts_history = trained(CONFIGS["small-batches"], data, backend="cpu")
         assert [e.loss for e in parts_history.epochs] == [e.loss for e in history.epochs]
         assert all(torch.equal(a, b) for a, b in zip(parts.parameters(), whole.parameters(), strict=True))
 
@@ -134,8 +95,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.mark.parametrize("at_once", [1, 300, 1 << 24])
 @pytest.mark.parametrize("name", ["concat", "small-batches", "one-rating-a-batch", "adagrad", "funkmf"])
 def test_streamed_ratings_train_as_those_in_memory(name: str, at_once: int, store: Store, data: RatingsDataset) -> None:
-    streamed, history = _trained(CONFIGS[name], StreamedRatings(store, at_once), backend="cpu")
-    expected, expected_history = _trained(CONFIGS[name], data, backend="cpu")
+    streamed, history = trained(CONFIGS[name], StreamedRatings(store, at_once), backend="cpu")
+    expected, expected_history = trained(CONFIGS[name], data, backend="cpu")
     assert (history.streamed, expected_history.streamed) == (True, False)
     assert [e.loss for e in history.epochs] == [e.loss for e in expected_history.epochs]
     assert all(torch.equal(a, b) for a, b in zip(streamed.parameters(), expected.parameters(), strict=True))
@@ -143,21 +104,21 @@ def test_streamed_ratings_train_as_those_in_memory(name: str, at_once: int, stor
 
 def test_streamed_ratings_need_the_engine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="backend cpu and at most 65,536 batches an epoch, not with reference"):
-        _trained(CONFIGS["concat"], StreamedRatings(store), backend="reference")
+        trained(CONFIGS["concat"], StreamedRatings(store), backend="reference")
     monkeypatch.setattr(native, "MAX_BATCHES", 12)
     with pytest.raises(ConfigError, match="at most 12 batches an epoch, not with cpu and 1,300"):
-        _trained(CONFIGS["one-rating-a-batch"], StreamedRatings(store), backend="cpu")
+        trained(CONFIGS["one-rating-a-batch"], StreamedRatings(store), backend="cpu")
 
 
 def test_streamed_ratings_that_diverge_say_why(store: Store) -> None:
     with pytest.raises(TrainingDiverged, match="at a learning rate of"):
-        _trained(FunkMFConfig(learning_rate=1e30), StreamedRatings(store))
+        trained(FunkMFConfig(learning_rate=1e30), StreamedRatings(store))
 
 
 def test_batches_are_those_of_the_iterator(data: RatingsDataset) -> None:
     """With a learning rate of almost 0 the mean squared error of every batch tells its ratings."""
     config = FunkMFConfig(epochs=2, batch_size=50, factor_scale=0.0, learning_rate=1e-30, learning_rate_biases=1e-30)
-    model = _model(config, data)
+    model = new_model(config, data)
     batches = BatchIterator(data, config.batch_size, config.seed)
     engine = NativeEpochs(model, batches)
     trainer, schedule = engine._trainer, engine._schedule
@@ -180,7 +141,7 @@ def test_the_engine_works_on_the_arrays_of_the_sorted_dataset(
     module = native._module()
     monkeypatch.setattr(native, "_module", lambda: SimpleNamespace(Trainer=taken.update, Schedule=module.Schedule))
     batches = BatchIterator(data, 100, 0)
-    NativeEpochs(_model(CONFIGS["funkmf"], data), batches)
+    NativeEpochs(new_model(CONFIGS["funkmf"], data), batches)
     assert taken["items"] is batches.dataset.item_idx
     assert taken["ratings"] is batches.dataset.ratings
 
@@ -193,7 +154,7 @@ def test_rows_that_no_batch_touches_for_long_catch_up() -> None:
     data = RatingsDataset.from_ratings(ratings)
     assert len(data) > 500
     config = MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=2, batch_size=1, learning_rate_schedule="constant")
-    (reference, _), (engine, _) = (_trained(config, data, backend=backend) for backend in ("reference", "cpu"))
+    (reference, _), (engine, _) = (trained(config, data, backend=backend) for backend in ("reference", "cpu"))
     for mine, theirs in zip(engine.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
@@ -201,7 +162,7 @@ def test_rows_that_no_batch_touches_for_long_catch_up() -> None:
 def test_divergence_names_the_batch(data: RatingsDataset) -> None:
     config = MFDMCConfig(n_views=2, n_clusters=3, view_dim=2, batch_size=100, learning_rate_centers=1e30, prune=False)
     with pytest.raises(TrainingDiverged, match=r"in epoch 1, batch \d+ of 13: centers reach"):
-        _trained(config, data, backend="cpu")
+        trained(config, data, backend="cpu")
 
 
 def test_every_batch_is_announced(data: RatingsDataset) -> None:
@@ -212,7 +173,7 @@ def test_every_batch_is_announced(data: RatingsDataset) -> None:
             heard.append((epoch, batch))
 
     config = FunkMFConfig(epochs=2, batch_size=100)
-    epochs = make_epochs(_model(config, data), BatchIterator(data, 100, 0), "cpu")
+    epochs = make_epochs(new_model(config, data), BatchIterator(data, 100, 0), "cpu")
     assert isinstance(epochs, NativeEpochs)
     for epoch in (1, 2):
         epochs.run(epoch, [Listener()])
@@ -221,14 +182,14 @@ def test_every_batch_is_announced(data: RatingsDataset) -> None:
 
 def test_too_many_batches_go_through_torch(data: RatingsDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "MAX_BATCHES", 12)
-    model = _model(FunkMFConfig(batch_size=100), data)
+    model = new_model(FunkMFConfig(batch_size=100), data)
     assert isinstance(make_epochs(model, BatchIterator(data, 100, 0), "cpu"), TorchEpochs)
 
 
 @pytest.mark.parametrize("name", ["concat", "funkmf"])
 def test_adagrad_takes_the_same_steps_on_both_backends(name: str, data: RatingsDataset) -> None:
     (reference, expected), (other, history) = (
-        _trained(CONFIGS[name], data, backend=backend, optimizer="adagrad") for backend in ("reference", "cpu")
+        trained(CONFIGS[name], data, backend=backend, optimizer="adagrad") for backend in ("reference", "cpu")
     )
     assert (expected.backend, history.backend) == ("reference", "cpu")
     assert len(history.prune_events) == len(expected.prune_events)
@@ -241,7 +202,7 @@ def test_adagrad_takes_the_same_steps_on_both_backends(name: str, data: RatingsD
 def test_unknown_kernels_are_refused(data: RatingsDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MFDMC_CPU_KERNELS", "mmx")
     with pytest.raises(ValueError, match='cannot run the kernels "mmx"'):
-        _trained(CONFIGS["funkmf"], data, backend="cpu")
+        trained(CONFIGS["funkmf"], data, backend="cpu")
 
 
 def _need(kernels: str) -> None:

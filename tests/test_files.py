@@ -68,6 +68,24 @@ def test_a_full_disk_is_a_data_error_with_the_reason(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_file_and_folder_are_flushed_around_the_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def flushed(handle: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        flush(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("renaming")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    write(tmp_path / "model")
+    assert done == ["file", "renaming", "folder"]
+
+
 def test_a_failing_rename_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: object, target: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -17,16 +17,46 @@ import mfdmc_fast
 PACKAGE = Path(mfdmc_fast.__file__).parent
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files"], 0),
-    **dict.fromkeys(["data", "metrics", "ops"], 1),
+    **dict.fromkeys(["data", "metrics", "ops", "tensor_files"], 1),
     **dict.fromkeys(["model", "memory"], 2),
-    **dict.fromkeys(["epochs", "optim", "pruning", "scoring"], 3),
-    "training": 4,
+    **dict.fromkeys(["checkpoints", "epochs", "optim", "pruning", "scoring", "steps"], 3),
+    **dict.fromkeys(["device_batches", "device_epochs", "device_validation"], 3),
+    **dict.fromkeys(["fold_in", "training"], 4),
     **dict.fromkeys(["bayesian", "interpret"], 5),
     **dict.fromkeys(["progress", "serialization", "estimator"], 6),
-    **dict.fromkeys(["adapters", "evaluate", "report", "tuning"], 7),
+    **dict.fromkeys(["adapters", "evaluate", "export", "report", "tuning"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
 }
-OPS_ORDER = ["types", "reference", "reference_gibbs", "native", "autograd", "dispatch", "functional"]
+OPS_ORDER = [
+    "types",
+    "reference",
+    "reference_gibbs",
+    "native",
+    "cuda",
+    "cuda_training",
+    *(
+        f"triton_kernels{kernels}"
+        for kernels in (
+            "",
+            ".launch",
+            ".device_code",
+            ".grouping",
+            ".deal",
+            ".entity_forward",
+            ".rating_pass",
+            ".entity_backward",
+            ".centers",
+            ".batch_loss",
+            ".score_pairs",
+            ".top_items",
+            ".cluster_usage",
+        )
+    ),
+    "triton_backend",
+    "autograd",
+    "dispatch",
+    "functional",
+]
 # their annotations name things that only a type checker loads
 MAY_CHECK_TYPES = ("__init__", "data.")
 # packages that load their names on first use
@@ -120,7 +150,7 @@ def test_data_and_metrics_know_no_kernels(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("ops.")])
 def test_ops_import_leftwards_only(module: str) -> None:
-    own = OPS_ORDER.index(module.removeprefix("ops.").partition(".")[0]) if "triton" not in module else 2
+    own = OPS_ORDER.index(module.removeprefix("ops."))
     for imported in own_imports_of(module):
         if imported.startswith("ops."):
             assert OPS_ORDER.index(imported.removeprefix("ops.")) < own, f"{module} imports {imported}"
@@ -156,15 +186,15 @@ def test_only_init_and_data_have_blocks_for_type_checkers() -> None:
 
 def test_the_check_sees_imports_inside_functions_and_of_names() -> None:
     assert "progress" in own_imports_of("estimator.base")
-    assert "safetensors.torch.save_file" in imports_of("serialization")
+    assert "safetensors.torch.save_file" in imports_of("tensor_files")
     assert {"__init__", "metrics", "data"} <= own_imports_of("estimator.base")
     assert "pyarrow" in imports_of("data.readers")
 
 
 @pytest.mark.parametrize("statement", ["import mfdmc_fast", "from mfdmc_fast.ops import functional, reference"])
 def test_importing_loads_nothing_heavy(statement: str) -> None:
-    heavy = "'sklearn', 'pyarrow', 'typer', 'rich', 'mfdmc_fast._cpu'"
-    heavy += ", 'triton', 'torch'" if statement == "import mfdmc_fast" else ""
+    heavy = "'sklearn', 'pyarrow', 'typer', 'rich', 'mfdmc_fast._cpu', 'mfdmc_fast._cuda', 'triton'"
+    heavy += ", 'torch'" if statement == "import mfdmc_fast" else ""
     program = f"import sys; {statement}; print([name for name in ({heavy}) if name in sys.modules])"
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
@@ -178,6 +208,8 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
 def test_every_public_name_resolves(module: str) -> None:
+    if "triton_kernels" in module or module.startswith("device_"):
+        pytest.importorskip("triton")
     loaded = mfdmc_fast if module == "__init__" else importlib.import_module(f"mfdmc_fast.{module}")
     names = getattr(loaded, "__all__", [])
     assert len(names) == len(set(names))

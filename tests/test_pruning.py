@@ -16,7 +16,7 @@ from mfdmc_fast import pruning
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.errors import ClustersCollapsed
 from mfdmc_fast.model import FunkMFConfig, FunkMFModel, MFDMCModel, Side, SideName
-from mfdmc_fast.ops import functional
+from mfdmc_fast.ops import functional, reference
 from mfdmc_fast.optim import make_optimizer
 from mfdmc_fast.pruning import ClusterPruning, PruneEvent, compact_, remove_clusters
 from mfdmc_fast.testing import both_combines
@@ -222,7 +222,7 @@ KEPT_COLUMNS = torch.tensor([0, 2, 4, 5, 6, 7, 8, 9, 11, 13])
 
 @pytest.mark.parametrize("rows_per_block", [1, 4, 1000], ids=lambda n: f"block-{n}")
 def test_compaction_in_place(rows_per_block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning, "_ROWS_PER_BLOCK", rows_per_block)
+    monkeypatch.setattr(reference, "_ROWS_PER_BLOCK", rows_per_block)
     model = make_model()
     optimizer = make_optimizer(model)
     train(model, optimizer, 3)
@@ -401,7 +401,7 @@ def test_compact_equals_index_selection(data: st.DataObject, rows: int, columns:
     expected = table.index_select(dim, keep)
     storage = table.untyped_storage()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "_ROWS_PER_BLOCK", block)
+        patch.setattr(reference, "_ROWS_PER_BLOCK", block)
         compacted = compact_(table, keep, dim)
     assert torch.equal(compacted, expected)
     assert compacted.is_contiguous()

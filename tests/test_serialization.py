@@ -369,7 +369,20 @@ def test_a_model_of_a_missing_device_is_refused(tmp_path: Path, files: dict[str,
     if torch.cuda.is_available():
         pytest.skip("the device is there")
     for source in files.values():
-        refused(damaged(source, tmp_path / "model", set_header("config.device", "cuda")), "(?i)cuda")
+        path = damaged(source, tmp_path / "model", set_header("config.device", "cuda"))
+        refused(path, "torch finds no CUDA device.*: load it with device='cpu'$")
+
+
+def test_a_backend_of_another_device_is_left_behind(tmp_path: Path, files: dict[str, Path]) -> None:
+    def trained_on_a_gpu(tensors: Tensors, header: Header) -> None:
+        header["config"] |= {"device": "cuda:1", "backend": "triton"}
+
+    path = damaged(files["pruned"], tmp_path / "model", trained_on_a_gpu)
+    loaded = load_model(path, device="cpu")
+    assert (loaded.device, loaded.backend) == ("cpu", "auto")
+    assert np.isfinite(loaded.predict([1], [1])).all()
+    path = damaged(files["pruned"], tmp_path / "model", set_header("config.backend", "reference"))
+    assert load_model(path, device="cpu").backend == "reference"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "\x00", "{'a': 1}"], ids=repr)
@@ -547,3 +560,30 @@ def test_a_full_disk_is_a_data_error_and_leaves_the_old_file(tmp_path: Path, fil
     assert "model: cannot be written" in ran.stdout
     assert path.read_bytes() == files["pruned"].read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_json_that_is_nested_deep_is_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+    tensors = tensors_of(files["mfdmc"] if "mfdmc" in files else next(iter(files.values())))
+    save_file(tensors, tmp_path / "deep.safetensors", metadata={"mfdmc_fast": "[" * 100_000})
+    refused(tmp_path / "deep.safetensors", "not a model of mfdmc_fast")
+
+
+def test_offsets_whose_differences_overflow_are_refused(tmp_path: Path, files: dict[str, Path]) -> None:
+    def change(tensors: Tensors, header: Header) -> None:
+        tensors["seen.offsets"][1:4] = torch.tensor([2**63 - 1, -(2**63), -1])
+        tensors["seen.offsets"][4:-1] = -1
+
+    refused(damaged(next(iter(files.values())), tmp_path / "m.safetensors", change), "do not fit the ids")
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu"])
+def test_a_device_that_holds_no_numbers_is_refused(tmp_path: Path, files: dict[str, Path], device: str) -> None:
+    def change(tensors: Tensors, header: Header) -> None:
+        header["config"]["device"] = device
+
+    refused(damaged(next(iter(files.values())), tmp_path / "m.safetensors", change), device)
+
+
+def test_a_file_of_thousands_of_tensors_is_refused(tmp_path: Path) -> None:
+    save_file({str(n): torch.zeros(1) for n in range(2000)}, tmp_path / "many.safetensors")
+    refused(tmp_path / "many.safetensors", "2,000 tensors")

@@ -110,6 +110,8 @@ struct UpdateSetup {
   GradientTables gradients;  // (none)
 };
 
+struct FoldIn;
+
 struct Kernels {
   const char* name;
   std::int64_t lanes;
@@ -136,6 +138,8 @@ struct Kernels {
   void (*short_permutations)(std::uint64_t stream, std::int64_t n, std::int64_t first, std::int64_t n_runs,
                              std::uint64_t* permutations);
   GibbsKernels gibbs;
+  // Solves rows [first, last), at most `lanes` of them. `scratch` holds fold_in_scratch() floats.
+  void (*fold_in)(const FoldIn&, std::int64_t first, std::int64_t last, float* scratch);
 };
 
 extern const Kernels kernels_baseline;

@@ -1,4 +1,5 @@
 #define MFDMC_VECTOR_BYTES 64
+#include "cpu/fold_in_impl.hpp"
 #include "cpu/fused_kernels_impl.hpp"
 #include "cpu/gibbs_kernels_impl.hpp"
 
@@ -6,6 +7,6 @@ namespace mfdmc {
 
 const Kernels kernels_avx512 = {"avx512", kLanes, entity_forward, rating_pass, entity_backward,
                                 catch_up, weight_sums, short_permutations,
-                                {sample_rows, sample_features, squared_errors, add_predictions}};
+                                {sample_rows, sample_features, squared_errors, add_predictions}, fold_in_rows};
 
 }  // namespace mfdmc

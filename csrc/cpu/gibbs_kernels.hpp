@@ -9,6 +9,7 @@ namespace mfdmc {
 // Factors of a row that a tile can hold; rows are padded to a multiple of kGibbsPadding floats.
 constexpr std::int64_t kMaxRank = 126;
 constexpr std::int64_t kGibbsPadding = 16;
+constexpr std::int64_t kGathered = 64;  // ratings whose partners are copied together: they stay in the nearest cache
 
 // One side of the model and its ratings, row by row; nothing is owned.
 struct GibbsSide {
@@ -60,8 +61,7 @@ struct GibbsKernels {
 };
 
 inline std::int64_t gibbs_scratch(std::int64_t rank, std::int64_t stride, std::int64_t lanes) {
-  constexpr std::int64_t gathered = 64;
-  return gathered * stride + stride * stride + ((rank + 2) * (rank + 3) / 2 + 2 * (rank + 2)) * lanes;
+  return kGathered * stride + stride * stride + ((rank + 2) * (rank + 3) / 2 + 2 * (rank + 2)) * lanes;
 }
 
 }  // namespace mfdmc

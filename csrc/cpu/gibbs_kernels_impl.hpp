@@ -9,7 +9,6 @@
 namespace mfdmc {
 namespace {
 
-constexpr std::int64_t kGathered = 64;  // ratings whose partners are copied together: they stay in the nearest cache
 constexpr std::int64_t kRowGroup = 8;   // rows of a Gram matrix at a time: as many sums as hide the latency of an FMA
 
 // sin(2 pi x) and cos(2 pi x) for |x| <= 1/2, absolute error below 3e-7.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/team.hpp"
+#include "mfdmc/top_list.hpp"
 
 namespace mfdmc {
 namespace {
@@ -48,9 +49,7 @@ void top_items(const float* users, std::int64_t n_users, const float* items, std
         for (std::int64_t q = exclude_offsets[u]; q < exclude_offsets[u + 1]; ++q) row[exclude_items[q]] = none;
       std::int64_t* best = found + u * n;
       std::int64_t kept = 0;
-      const auto before = [&](std::int64_t a, std::int64_t b) {
-        return row[a] > row[b] || (row[a] == row[b] && a < b);
-      };
+      const auto before = [&](std::int64_t a, std::int64_t b) { return comes_before(row[a], a, row[b], b); };
       if (n >= n_items / 8) {
         std::iota(order.begin(), order.end(), 0);
         kept = std::min(n, n_items);

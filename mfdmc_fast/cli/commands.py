@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,20 +13,10 @@ import numpy as np
 import typer
 
 import mfdmc_fast
-from mfdmc_fast.cli import preparing, reporting, validating
-from mfdmc_fast.cli.options import DataOptions, ModelOptions, with_data_options, with_model_options
+from mfdmc_fast.cli import preparing, reporting, training, updating, validating
+from mfdmc_fast.cli.options import DataOptions, with_data_options
 from mfdmc_fast.cli.output import Output, errors_to_exit_codes
-from mfdmc_fast.cli.shared import (
-    ItemsPath,
-    JsonFlag,
-    ModelPath,
-    QuietFlag,
-    RatingsPath,
-    UsersPath,
-    features_of,
-    fold_row,
-    show_values,
-)
+from mfdmc_fast.cli.shared import JsonFlag, ModelPath, QuietFlag, RatingsPath, fold_row, show_values
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import holdout, make_planted_ratings
 from mfdmc_fast.errors import ConfigError
@@ -46,6 +38,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `mfdmc` command."""
+    # the default ends the process at once, and what was being written stays behind
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     app()
 
 
@@ -95,78 +89,9 @@ _command(
         "mfdmc train ratings.parquet --test column:fold=1 --epochs 80 --out model.safetensors",
         "mfdmc train ratings.store --memory-limit 4GiB --test u1.test --out model.safetensors",
         "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
+        "mfdmc train ratings.csv --checkpoint-dir run1 --checkpoint-every 10min --resume --out model.safetensors",
     ],
-)
-@with_model_options
-@with_data_options
-def train(
-    ratings: RatingsPath,
-    out: Annotated[Path, typer.Option(help="model file to write", show_default=False)],
-    settings: ModelOptions,
-    data: DataOptions,
-    test: Annotated[
-        str | None,
-        typer.Option(help="test ratings: a file, holdout:FRACTION, last (by time, per user) or column:NAME=VALUE"),
-    ] = None,
-    validation: Annotated[Path | None, typer.Option(help="file of ratings to watch each epoch")] = None,
-    memory_limit: Annotated[
-        str | None,
-        typer.Option(
-            help="memory that the process may have, such as 2GiB: ratings of a store that would not keep within it stay"
-            " on disk; unset: those that exceed what is free"
-        ),
-    ] = None,
-    users: UsersPath = None,
-    items: ItemsPath = None,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
-) -> None:
-    """Train a model on a ratings file, write it, and evaluate it on test ratings if there are any."""
-    output = Output(as_json=as_json, quiet=quiet)
-    estimator = settings.estimator()
-    check_writable(out)
-    training, testing = data.split(ratings, test, settings.seed)
-    watched = None if validation is None else data.read(validation)
-    output.note(f"{len(training):,} training ratings from {ratings}")
-    model = estimator.fit(
-        training,
-        validation=watched,
-        rating_scale=data.rating_scale,
-        **features_of(output, users, items),
-        callbacks=output.progress("training"),
-        memory_limit=memory_limit,
-    )
-    model.save(out)
-    result = None if testing is None else fold_result("test", model, testing)
-    history = model.history_
-    values: dict[str, Any] = {
-        "model": settings.model_name,
-        "out": str(out),
-        "rmse": result.rmse if result else None,
-        "mae": result.mae if result else None,
-        "epochs": history.kept_epoch,
-        "seconds": round(history.seconds, 3),
-        "clusters_user": model.model_.clusters("user"),
-        "clusters_item": model.model_.clusters("item"),
-        "pruned": sum(event.epoch <= history.kept_epoch for event in history.prune_events),
-        "users": len(model.users_),
-        "items": len(model.items_),
-        "ratings": len(training),
-        "bad_rows_skipped": training.report.bad_rows_skipped,
-        "repeated_pairs": training.report.repeated_pairs,
-        "test_ratings": None if testing is None else len(testing),
-        "unknown_users": result.unknown_users if result else None,
-        "unknown_items": result.unknown_items if result else None,
-        "valid_rmse": history.epochs[history.kept_epoch - 1].valid_rmse,
-        "backend": history.backend,
-        "batch_size": history.batch_size,
-        "streamed": history.streamed,
-        "stop_reason": history.stop_reason,
-        "seed": settings.seed,
-    }
-    output.result(values, lambda: show_values(output, f"{out} written", values))
-
-
+)(training.train)
 @_command("evaluate", ["mfdmc evaluate model.safetensors u1.test", "mfdmc evaluate model.safetensors u1.test --json"])
 @with_data_options
 def evaluate(
@@ -318,6 +243,22 @@ _command(
         "mfdmc report model.safetensors --items movies.csv --title 'Films' --out report.html --json",
     ],
 )(reporting.report)
+
+
+_command(
+    "fold-in",
+    [
+        "mfdmc fold-in model.safetensors new-users.csv --out model2.safetensors",
+        "mfdmc fold-in model.safetensors today.csv --update --out model.safetensors --json",
+    ],
+)(updating.fold_in)
+_command(
+    "export",
+    [
+        "mfdmc export model.safetensors --out vectors",
+        "mfdmc export model.safetensors --out vectors --format npy --faiss hnsw --onnx",
+    ],
+)(updating.export)
 
 
 @_command("demo", ["mfdmc demo", "mfdmc demo --seed 3 --out demo.safetensors"])

@@ -36,6 +36,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# the parser takes memory for the square of the parts of a key
+_MOST_TOML_BYTES = 1 << 14
+
 ModelName = Literal["mfdmc", "funkmf", "bayesian"]
 _MODELS: dict[str, tuple[type[ModelConfig], type[RatingEstimator]]] = {
     "mfdmc": (MFDMCConfig, MFDMC),
@@ -328,8 +331,14 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            content = file.read(_MOST_TOML_BYTES + 1)
+        if len(content) > _MOST_TOML_BYTES:
+            raise ConfigError(f"{path}: more than {_MOST_TOML_BYTES:,} bytes; a file of settings is shorter")
+        return tomllib.loads(content.decode())
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # not only TOMLDecodeError: text that is not UTF-8, dates such as 2020-13-45, thousands of digits, deep nesting
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from error

@@ -61,7 +61,7 @@ class Output:
 
     def progress(self, label: str) -> list[Callback]:
         """Callbacks that show training."""
-        return [] if self.quiet else [ProgressBar(self.err, label)]
+        return [] if self.quiet else [_ResumeNote(self), ProgressBar(self.err, label)]
 
     @contextmanager
     def preparing(self) -> Iterator[Callable[[PrepareProgress], None]]:
@@ -92,6 +92,17 @@ class Output:
         self.out.print(table)
 
 
+class _ResumeNote(Callback):
+    """Says from which checkpoint a run continues."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+
+    def on_resume(self, epoch: int, source: str) -> None:
+        what = f"continuing after epoch {epoch}" if epoch else "the teacher's predictions are known"
+        self._output.note(f"{what}: {source}")
+
+
 def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     """A warning in one line, without the place in the sources, which says nothing to users of a command."""
     Console(stderr=True).print(f"[bold yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
@@ -107,8 +118,9 @@ def errors_to_exit_codes() -> Iterator[None]:
     except MFDMCError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind))) from error
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; nothing was written", highlight=False)
+    except KeyboardInterrupt as interruption:
+        said = str(interruption) or "nothing was written"
+        Console(stderr=True).print(f"interrupted; {escape(said)}", highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # the reader of our output, such as head, went away: not an error of ours

@@ -102,7 +102,7 @@ def deal(n_ratings: int, n_batches: int, seed: int, epoch: int, runs: range | No
     """
     wanted = np.array(range(-(-n_ratings // n_batches)) if runs is None else runs, dtype=np.int64)
     permutation = np.zeros((len(wanted), n_batches), dtype=np.int64)
-    stream = _mix(_mix(np.array([seed], dtype=np.uint64) + _GOLDEN) + np.uint64(epoch))
+    stream = deal_stream(seed, np.array([epoch]))
     every = np.arange(len(wanted))
     for k in range(n_batches):
         counter = (wanted * n_batches + (k + 1)).astype(np.uint64)
@@ -111,6 +111,13 @@ def deal(n_ratings: int, n_batches: int, seed: int, epoch: int, runs: range | No
         permutation[:, k] = permutation[every, j]
         permutation[every, j] = k
     return permutation
+
+
+def deal_stream(seed: int, epochs: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """Where the random numbers of `deal` begin in each of [E] epochs: the k-th number of position p of a run of n is
+    mixed from this + (run * n + k + 1) * the golden ratio of SplitMix64.
+    """
+    return _mix(_mix(np.array([seed], dtype=np.uint64) + _GOLDEN) + epochs.astype(np.uint64))
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import reprlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -37,14 +37,16 @@ class SourceTable:
         columns: Arrow chunked arrays of n rows.
         names: their names; None without a header.
         row_numbers: [n] int64, the 1-based number of every row, in text files that of its line.
-        malformed: row number and fault of every line of text that could not become a row of the table.
+        malformed: row number and fault of the first line of text that could not become a row of the table.
+        n_malformed: how many such lines there are.
     """
 
     source: str
     columns: list[pa.ChunkedArray]
     names: list[str] | None
     row_numbers: np.ndarray
-    malformed: list[tuple[int, str]] = field(default_factory=list)
+    malformed: tuple[int, str] | None = None
+    n_malformed: int = 0
 
     def label(self, position: int) -> str:
         """The column in messages: its name, or its 1-based position."""
@@ -111,7 +113,7 @@ def screened(
         times = _numbers(columns["timestamp"], table, roles["timestamp"])
         faults.append(_Fault("timestamp", ~np.isfinite(times), "is not a finite number"))
     good = ~np.logical_or.reduce([fault.mask for fault in faults])
-    n_rows = len(good) + len(table.malformed)
+    n_rows = len(good) + table.n_malformed
     report = replace(policies, rows=n_rows, bad_rows_skipped=n_rows - int(good.sum()))
     if report.bad_rows_skipped and report.on_bad_row == "error":
         raise _first_bad_row(table, roles, faults, _SKIP_HINT)
@@ -167,7 +169,7 @@ def pairs_from_table(table: SourceTable, roles: dict[Role, int]) -> tuple[np.nda
     """User and item ids [n] of every row of a table, in its order; a bad row raises DataError."""
     ids = {role: plain_ids(decoded(table.columns[at]), table.source, table.label(at)) for role, at in roles.items()}
     faults = [_Fault(role, column.is_null().to_numpy(), _NO_ID) for role, column in ids.items()]
-    if table.malformed or any(fault.mask.any() for fault in faults):
+    if table.n_malformed or any(fault.mask.any() for fault in faults):
         raise _first_bad_row(table, roles, faults, "mend or remove the row")
     return id_array(ids["user"]), id_array(ids["item"])
 
@@ -176,7 +178,7 @@ def ids_from_table(table: SourceTable, at: int) -> np.ndarray:
     """The distinct ids [n] in a column of a table with one row for each; DataError for a bad row or a repeated id."""
     column = plain_ids(decoded(table.columns[at]), table.source, table.label(at))
     faults = [_Fault("id", column.is_null().to_numpy(), _NO_ID)]
-    if table.malformed or faults[0].mask.any():
+    if table.n_malformed or faults[0].mask.any():
         raise _first_bad_row(table, {"id": at}, faults, "mend or remove the row")
     ids = id_array(column)
     first: dict[Any, int] = {}
@@ -202,15 +204,27 @@ def check_rows_left(report: ReadReport, source: str) -> None:
 
 
 def _first_bad_row(table: SourceTable, roles: dict[Role, int], faults: list[_Fault], fix: str) -> DataError:
-    errors: list[tuple[int, str | None, str]] = [(row, None, reason) for row, reason in table.malformed[:1]]
+    errors: list[tuple[int, str | None, str]] = []
+    if table.malformed is not None:
+        errors.append((table.malformed[0], None, table.malformed[1]))
     for fault in faults:
         if fault.mask.any():
             index, at = int(np.argmax(fault.mask)), roles[fault.role]
-            value = table.columns[at][index].as_py()
+            value = _python_value(table.columns[at][index])
             reason = f"{fault.role} {reprlib.repr(value)} {'is missing' if value in (None, '') else fault.reason}"
             errors.append((int(table.row_numbers[index]), table.label(at), reason))
     row, column, reason = min(errors, key=lambda error: error[0])
     return DataError(f"{reason}; {fix}", source=table.source, row=row, column=column)
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    """A value for a message; its type where Python cannot hold it, such as a time in an unknown zone."""
+    import pyarrow as pa
+
+    try:
+        return scalar.as_py()
+    except (pa.ArrowException, LookupError, OverflowError, ValueError):
+        return f"of type {scalar.type}"
 
 
 def _filtered(column: pa.ChunkedArray, good: np.ndarray) -> pa.ChunkedArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,12 @@ from mfdmc_fast.data.blocks import BLOCK, blocks, count_rows
 from mfdmc_fast.data.ratings import Ratings
 from mfdmc_fast.data.vocabulary import Vocabulary
 from mfdmc_fast.errors import DataError
+
+# ratings that are looked at together where they need not be in memory
+PART = 1 << 20
+
+# rows of users and rows of items, [n] int32 each, and [n] float32 ratings
+Columns = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +119,14 @@ class RatingsDataset:
     def scale(self) -> tuple[float, float]:
         """Lowest and highest rating, rating points."""
         return float(self.ratings.min()), float(self.ratings.max())
+
+    def parts(self) -> Iterator[Columns]:
+        """Rows of users, rows of items and ratings, PART at a time."""
+        return ((self.user_idx[b], self.item_idx[b], self.ratings[b]) for b in blocks(len(self), PART))
+
+    def every(self, step: int) -> Columns:
+        """Rows of users, rows of items and ratings of the ratings 0, step, 2 step …"""
+        return self.user_idx[::step], self.item_idx[::step], self.ratings[::step]
 
     def _is_sorted(self) -> bool:
         for block in blocks(len(self) - 1):

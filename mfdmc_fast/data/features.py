@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def _with_first_row_as_names(table: SourceTable) -> SourceTable:
         if filled and first and not is_number(first) and all(map(is_number, filled)):
             names = [column[0].as_py() for column in table.columns]
             rest = [column.slice(1) for column in table.columns]
-            return SourceTable(table.source, rest, names, table.row_numbers[1:], table.malformed)
+            return replace(table, columns=rest, names=names, row_numbers=table.row_numbers[1:])
     return table
 
 

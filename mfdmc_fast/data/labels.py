@@ -124,11 +124,17 @@ def _values(column: pa.ChunkedArray) -> npt.NDArray[np.float64] | _Years | _Text
     from pyarrow import types
 
     if types.is_timestamp(column.type) or types.is_date(column.type):
-        return _Years(pc.year(column).cast(pa.float64()).to_numpy())
+        try:
+            return _Years(pc.year(column).cast(pa.float64()).to_numpy())
+        except pa.ArrowInvalid as error:  # an unknown time zone
+            return f"is not read: {error}"
     if types.is_boolean(column.type):
         column = column.cast(pa.int8())
     if types.is_list(column.type) or types.is_large_list(column.type):
-        rows = column.to_pylist()
+        try:
+            rows = column.to_pylist()
+        except (pa.ArrowInvalid, LookupError, OverflowError, ValueError) as error:  # dates that Python cannot hold
+            return f"is not read: {error}"
         return [[part for x in row or () if x is not None for part in split_labels(str(x))] for row in rows]
     column = decoded(column)
     if any(check(column.type) for check in (types.is_integer, types.is_floating, types.is_decimal)):

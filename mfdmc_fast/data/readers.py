@@ -6,11 +6,12 @@ Every source first becomes a `SourceTable` of Arrow columns; `ratings_from_table
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 Column = str | int
 FileKind = Literal["text", "gzip", "zstd", "Parquet", "Arrow"]
+
+# What a file may grow to when it is read: ratings as text shrink to about a fifth, in columns to a twentieth.
+_SMALL_BYTES, _MOST_EXPANSION = 1 << 22, 100
+_CHUNK_BYTES = 1 << 20
+
+# In a delimiter; surrogates are what a command gets for bytes that are not UTF-8.
+_UNFIT = re.compile('["\r\n\0\ud800-\udfff]')
 
 # Compared in lower case and without blanks, "_" and "-".
 _ALIASES: dict[Role, tuple[str, ...]] = {
@@ -176,8 +184,8 @@ def check_options(specs: list[Any], delimiter: Any, header: Any, rating_scale: A
     for spec in specs:
         if spec is not None and (isinstance(spec, bool) or not isinstance(spec, str | int)):
             raise ConfigError(f"a column is given by its name or 0-based position, not by {spec!r}")
-    if delimiter is not None and (not isinstance(delimiter, str) or not delimiter or set(delimiter) & set('"\r\n')):
-        raise ConfigError(f"delimiter must be a string without quotes and line breaks, not {delimiter!r}")
+    if delimiter is not None and (not isinstance(delimiter, str) or not delimiter or _UNFIT.search(delimiter)):
+        raise ConfigError(f"delimiter must be a string without quotes, line breaks and NUL, not {delimiter!r}")
     if header is not None and not isinstance(header, bool):
         raise ConfigError(f"header must be True, False or None (detect it), not {header!r}")
     if rating_scale is None:
@@ -321,9 +329,9 @@ def _read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         if data.startswith(b"\x1f\x8b") or path.suffix.lower() == ".gz":
-            return gzip.decompress(data)
+            return _unpacked(gzip.GzipFile(fileobj=io.BytesIO(data)), len(data), str(path))
         if data.startswith(b"\x28\xb5\x2f\xfd") or path.suffix.lower() == ".zst":
-            return _unpacked_zstd(data)
+            return _unpacked_zstd(data, str(path))
         return data
     except FileNotFoundError:
         reason = "no such file"
@@ -331,18 +339,41 @@ def _read_bytes(path: Path) -> bytes:
         reason = "is a directory, not a file"
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         reason = f"the gzip file is truncated or damaged ({error})"
+    except DataError:
+        raise
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
     raise DataError(reason, source=str(path))
 
 
-def _unpacked_zstd(data: bytes) -> bytes:
+def _unpacked_zstd(data: bytes, name: str) -> bytes:
     import pyarrow as pa
 
     try:
-        return bytes(pa.CompressedInputStream(pa.BufferReader(data), "zstd").read())
+        return _unpacked(pa.CompressedInputStream(pa.BufferReader(data), "zstd"), len(data), name)
     except OSError as error:
         raise ValueError(f"the zstd file is truncated or damaged: {error}") from error
+
+
+def _unpacked(opened: Any, n_stored: int, name: str) -> bytes:
+    """The content of a compressed file, unless it would grow beyond `_refuse_bomb`."""
+    parts, n_bytes = [], 0
+    with opened as file:
+        while part := file.read(_CHUNK_BYTES):
+            n_bytes += len(part)
+            _refuse_bomb(n_bytes, n_stored, name)
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _refuse_bomb(n_bytes: int, n_stored: int, name: str) -> None:
+    """DataError for content of far more bytes than are stored in a file, as no ratings have."""
+    if n_bytes > max(_SMALL_BYTES, _MOST_EXPANSION * n_stored):
+        raise DataError(
+            f"{n_stored:,} bytes expand to more than {_MOST_EXPANSION} times as many; such files are made to fill the"
+            " memory and are not read. If the data is real, save it uncompressed, with no other columns",
+            source=name,
+        )
 
 
 def _parse_binary(data: bytes, name: str, kind: Literal["Parquet", "Arrow"]) -> SourceTable:
@@ -352,15 +383,36 @@ def _parse_binary(data: bytes, name: str, kind: Literal["Parquet", "Arrow"]) -> 
     buffer = pa.BufferReader(data)
     try:
         if kind == "Parquet":
-            arrow = pq.ParquetFile(buffer).read()
+            file = pq.ParquetFile(buffer)
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            _refuse_bomb(sum(max(group.total_byte_size, 0) for group in groups), len(data), name)
+            arrow = _within_bounds(file.iter_batches(use_threads=False), file.schema_arrow, len(data), name)
         else:
             # Some tools write the stream format, which has no magic, under the same suffixes.
             opened = pa.ipc.open_file if data.startswith(b"ARROW1") else pa.ipc.open_stream
-            arrow = opened(buffer).read_all()
-        arrow.validate(full=True)
+            with opened(buffer) as reader:
+                batches = (
+                    map(reader.get_batch, range(reader.num_record_batches)) if hasattr(reader, "get_batch") else reader
+                )
+                arrow = _within_bounds(batches, reader.schema, len(data), name)
+        names = arrow.column_names  # which are decoded only now
+    except DataError:
+        raise
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise DataError(f"the {kind} file is truncated or damaged ({error})", source=name) from error
-    return _table(name, arrow.columns, arrow.column_names)
+    return _table(name, arrow.columns, names)
+
+
+def _within_bounds(batches: Iterable[pa.RecordBatch], schema: pa.Schema, n_stored: int, name: str) -> pa.Table:
+    import pyarrow as pa
+
+    kept, n_bytes = [], 0
+    for batch in batches:
+        batch.validate(full=True)  # first, as the size is taken from offsets that may point anywhere
+        n_bytes += batch.nbytes
+        _refuse_bomb(n_bytes, n_stored, name)
+        kept.append(batch)
+    return pa.Table.from_batches(kept, schema)
 
 
 def _is_header(fields: list[str], checked: list[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mfdmc_fast.data.blocks import BLOCK, blocks
-from mfdmc_fast.data.dataset import RatingsDataset
+from mfdmc_fast.data.dataset import PART, Columns, RatingsDataset
 from mfdmc_fast.data.ratings import Ratings, ReadReport
 from mfdmc_fast.data.store_files import check_file, dtype_of, read_checked, read_column, read_manifest
 from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays
@@ -222,6 +223,29 @@ class StreamedRatings:
         """Mean rating, the bits of `RatingsDataset.mean`."""
         parts = (self.store.ratings_between(b.start, b.stop) for b in blocks(len(self), BLOCK))
         return sum(float(part.sum(dtype=np.float64)) for part in parts) / len(self)
+
+    def parts(self) -> Iterator[Columns]:
+        """Rows of users, rows of items and ratings, PART at a time, the bits of `RatingsDataset.parts`."""
+        offsets = self.user_offsets
+        for block in blocks(len(self), PART):
+            first, last = np.searchsorted(offsets, [block.start, block.stop - 1], side="right") - 1
+            bounds = offsets[first : last + 2].clip(block.start, block.stop)
+            counts = bounds[1:] - bounds[:-1]
+            users = np.repeat(np.arange(first, last + 1, dtype=np.int32), counts)
+            items = read_column(self.store.item_path, block.start, len(users))
+            yield users, items, self.store.ratings_between(block.start, block.stop)
+
+    def every(self, step: int) -> Columns:
+        """Rows of users, rows of items and ratings of the ratings 0, step, 2 step …"""
+        found: list[Columns] = []
+        start = 0
+        for users, items, ratings in self.parts():
+            first = -start % step
+            # copies, or they would keep their parts in memory
+            found.append((users[first::step].copy(), items[first::step].copy(), ratings[first::step].copy()))
+            start += len(users)
+        users, items, ratings = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return users, items, ratings
 
     def sorted(self) -> StreamedRatings:
         """Itself."""

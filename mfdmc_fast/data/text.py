@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from mfdmc_fast.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow import csv
 
 HasNames = Callable[[list[str]], bool]
 
@@ -23,6 +26,7 @@ _UNIT_SEPARATOR = b"\x1f"
 # which is otherwise reported as malformed: it is blank but not empty, so it has one field.
 _BLANK_LINE = b"\n\x1e\n"
 _MAX_TEXT_COLUMNS = 1024
+_HEAD_BYTES = 1 << 20  # Arrow reads no row that is longer
 
 
 def parse_text(data: bytes, name: str, delimiter: str | None, has_names: HasNames, min_fields: int) -> SourceTable:
@@ -60,7 +64,7 @@ def parse_lines(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns, lines, malformed = _split_fields(text, delimiter, name, n_columns, lines_before)
+    columns, lines, faults = _split_fields(text, delimiter, name, n_columns, lines_before)
     filled = np.logical_or.reduce([pc.not_equal(column, "").to_numpy() for column in columns])
     names = None
     if filled.any():
@@ -70,29 +74,56 @@ def parse_lines(
             names, filled[first] = fields, False
     if not filled.all():
         columns, lines = [column.filter(pa.array(filled)) for column in columns], lines[filled]
-    return SourceTable(name, columns, names, lines, [(line, fault) for line, fault in malformed.items() if fault])
+    return SourceTable(name, columns, names, lines, faults.first, faults.count)
+
+
+class _Faults:
+    """The lines that are no row of a table; millions of them take few bytes each.
+
+    Attributes:
+        lines: int64 numbers of all such lines of the text, also of blank ones.
+        first: number in the file and fault of the first one that is not blank, or None.
+        count: of those that are not blank.
+        last_is_blank: whether the last of `lines` is.
+    """
+
+    def __init__(self, lines_before: int) -> None:
+        self.lines = array("q")
+        self.first: tuple[int, str] | None = None
+        self.count = 0
+        self.last_is_blank = False
+        self._lines_before = lines_before
+
+    def skip(self, line: csv.InvalidRow) -> str:
+        """Remember a line, and tell Arrow to go on."""
+        self.lines.append(line.number)
+        self.last_is_blank = not line.text.strip()
+        if not self.last_is_blank:
+            self.count += 1
+            if self.first is None:
+                self.first = (
+                    self._lines_before + line.number,
+                    f"{line.actual_columns} fields where the first line has {line.expected_columns}",
+                )
+        return "skip"
 
 
 def _split_fields(
     text: bytes, delimiter: str, name: str, n_columns: int | None, lines_before: int
-) -> tuple[list[pa.ChunkedArray], np.ndarray, dict[int, str]]:
-    """Columns of strings, their line numbers [n] int64, and the numbers and faults (blank lines: "") of other lines."""
+) -> tuple[list[pa.ChunkedArray], np.ndarray, _Faults]:
+    """Columns of strings, their line numbers [n] int64, and the other lines."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv
 
-    malformed: dict[int, str] = {}
-
-    def skip_line(line: csv.InvalidRow) -> str:
-        fault = f"{line.actual_columns} fields where the first line has {line.expected_columns}"
-        malformed[lines_before + line.number] = fault if line.text.strip() else ""
-        return "skip"
-
+    faults = _Faults(lines_before)
     quoted = b'"' in text and len(delimiter) == 1
     text, separator = with_byte_delimiter(text, delimiter)
     # Arrow takes the number of fields from the first line, so that must not be a blank one.
-    n_blank = len(re.findall(rb"\r\n?|\n", text[: len(text) - len(text.lstrip())])) if n_columns is None else 0
-    named = None if n_columns is None else [f"f{at}" for at in range(n_columns)]
+    n_blank, named = 0, None if n_columns is None else [f"f{at}" for at in range(n_columns)]
+    if named is None:
+        n_blank = len(re.findall(rb"\r\n?|\n", text[: len(text) - len(text.lstrip())]))
+        _check_width(text, n_blank, separator, quoted, name)
     # One thread, or Arrow tells no line numbers. All columns as strings: Arrow would guess types and lose "007".
     try:
         table = csv.read_csv(
@@ -100,26 +131,60 @@ def _split_fields(
             read_options=csv.ReadOptions(
                 column_names=named, autogenerate_column_names=named is None, use_threads=False, skip_rows=n_blank
             ),
-            parse_options=csv.ParseOptions(
-                delimiter=separator,
-                quote_char='"' if quoted else False,
-                newlines_in_values=quoted,
-                ignore_empty_lines=False,
-                invalid_row_handler=skip_line,
-            ),
+            parse_options=_parse_options(separator, quoted, faults.skip),
             convert_options=csv.ConvertOptions(column_types={f"f{at}": pa.string() for at in range(_MAX_TEXT_COLUMNS)}),
         )
     except pa.ArrowException as error:
         message = f"cannot be parsed as text with delimiter {delimiter!r} ({error}){'; is a quote left open?' * quoted}"
         raise DataError(message, source=name) from error
-    if table.num_columns > _MAX_TEXT_COLUMNS:
+    n_lines = n_blank + table.num_rows + len(faults.lines)
+    if quoted and table.num_columns > 1 and not (faults.last_is_blank and faults.lines[-1] == n_lines):
+        raise DataError(
+            "a quote is left open in the last row that could be read", source=name, row=lines_before + n_lines
+        )
+    is_row = np.ones(n_lines + 1, dtype=bool)
+    is_row[: n_blank + 1] = False
+    is_row[np.frombuffer(faults.lines, dtype=np.int64)] = False
+    lines = lines_before + np.flatnonzero(is_row)
+    return [pc.utf8_trim_whitespace(column) for column in table.columns], lines, faults
+
+
+def _check_width(text: bytes, n_blank: int, separator: str, quoted: bool, name: str) -> None:
+    """DataError for too many columns: Arrow allocates memory for each, and ends the process where there is none."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    n_fields = 1
+
+    def count(line: csv.InvalidRow) -> str:
+        nonlocal n_fields
+        n_fields = line.expected_columns
+        return "skip"
+
+    # Opening a stream reads its first block, converts no column that is not asked for, and tells of the blank line.
+    with contextlib.suppress(pa.ArrowInvalid):
+        csv.open_csv(
+            pa.BufferReader(text[:_HEAD_BYTES] + _BLANK_LINE),
+            read_options=csv.ReadOptions(
+                autogenerate_column_names=True, use_threads=False, skip_rows=n_blank, block_size=2 * _HEAD_BYTES
+            ),
+            parse_options=_parse_options(separator, quoted, count),
+            convert_options=csv.ConvertOptions(include_columns=["f0"], column_types={"f0": pa.string()}),
+        )
+    if n_fields > _MAX_TEXT_COLUMNS:
         raise DataError(f"more than {_MAX_TEXT_COLUMNS} columns in the first line", source=name)
-    n_lines = lines_before + n_blank + table.num_rows + len(malformed)
-    if quoted and table.num_columns > 1 and malformed.get(n_lines) != "":
-        raise DataError("a quote is left open in the last row that could be read", source=name, row=n_lines)
-    lines = np.arange(lines_before + n_blank + 1, n_lines + 1)
-    lines = np.setdiff1d(lines, list(malformed), assume_unique=True) if malformed else lines
-    return [pc.utf8_trim_whitespace(column) for column in table.columns], lines, malformed
+
+
+def _parse_options(separator: str, quoted: bool, handler: Callable[[csv.InvalidRow], str]) -> csv.ParseOptions:
+    from pyarrow import csv
+
+    return csv.ParseOptions(
+        delimiter=separator,
+        quote_char='"' if quoted else False,
+        newlines_in_values=quoted,
+        ignore_empty_lines=False,
+        invalid_row_handler=handler,
+    )
 
 
 def to_utf8(data: bytes, name: str) -> tuple[bytes, str]:

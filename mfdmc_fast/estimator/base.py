@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,19 +19,25 @@ from typing_extensions import Self
 
 from mfdmc_fast import __version__, metrics
 from mfdmc_fast.bayesian import SideFeatures
+from mfdmc_fast.checkpoints import Checkpoints, digest
 from mfdmc_fast.config import ModelConfig, TrainingConfig, config_from_dict, with_unit
 from mfdmc_fast.data import RatingsDataset, Vocabulary, holdout, read_features
 from mfdmc_fast.data.store import StreamedRatings, store_at
+from mfdmc_fast.data.vocabulary import ids_to_arrays
 from mfdmc_fast.errors import ConfigError, ModelFileError
+from mfdmc_fast.estimator import updates
 from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired, scale_within
 from mfdmc_fast.memory import load_or_stream, parse_size
-from mfdmc_fast.model import Predictor
-from mfdmc_fast.ops import functional
+from mfdmc_fast.model import SIDES, Predictor, RatingModel
+from mfdmc_fast.ops import dispatch, functional
 from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, load_state, save_state
 from mfdmc_fast.training import Callback, TrainingHistory
 from mfdmc_fast.training import fit as train_model
+
+# training ratings that a fit's error on them is measured on
+_RATINGS_FOR_ERROR = 1_000_000
 
 
 class Recommendations(NamedTuple):
@@ -79,6 +86,10 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[Callback] = (),
         progress: bool = False,
         memory_limit: int | str | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | str | None = None,
+        checkpoint_keep: int | None = None,
+        resume: bool = False,
     ) -> Self:
         """Train on ratings.
 
@@ -95,15 +106,23 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             memory_limit: bytes of memory that the process may have, such as "2GiB", the system's cache of files not
                 counted; of use for a store, whose ratings stay on disk where they would not keep within it. Default:
                 they do where memory is not free for them. The trained model is the same, bit by bit.
+            checkpoint_dir: folder for checkpoints of this run, from which it can be resumed after whatever ended it.
+            checkpoint_every: epochs from one to the next, such as 5, or minutes, such as "10min"; default: "1min".
+            checkpoint_keep: how many of the last stay; default: 2.
+            resume: continue from the last checkpoint in `checkpoint_dir`, where there is one; the result is
+                bit-identical to that of a run that nothing ended. What callbacks remember is not part of it.
 
         Returns:
             self.
 
         Raises:
-            DataError: the ratings cannot be used. ConfigError: a setting is wrong. TrainingDiverged: the loss is not
-            finite.
+            DataError: the ratings cannot be used, or no checkpoint can be written. ConfigError: a setting is wrong, or
+            the checkpoints are of a run with other settings or ratings. BackendUnavailable: the device or backend
+            cannot be used here. TrainingDiverged: the loss is not finite.
         """
+        checkpoints = self.checkpoints(checkpoint_dir, every=checkpoint_every, keep=checkpoint_keep, resume=resume)
         config = self._config()
+        dispatch.check_device(config.device)
         self._check_features(user_features, item_features)
         given = {"user": user_features, "item": item_features}
         sources = {side: read_features(source) for side, source in given.items() if source is not None}
@@ -139,7 +158,50 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             from mfdmc_fast.progress import ProgressBar
 
             callbacks = [*callbacks, ProgressBar()]
-        self._fit_dataset(config, train, validation, callbacks, scale, features)
+        with checkpoints or nullcontext():
+            self._fit_dataset(config, train, validation, callbacks, scale, features, checkpoints)
+        return self
+
+    def fold_in(self, ratings: Any) -> Self:
+        """Add users and items that were not in training, by their ratings; whom the model knows stays as it is.
+
+        New users are solved on the items that the model knows, then new items on all their users. Nothing else moves,
+        so predictions for known pairs stay the same. Embeddings and biases are those with the smallest squared errors
+        under a normal prior with mean and covariance of the trained rows; with clusters, in the span of the memberships
+        and with the last epoch's weights of proximity and entropy. Deterministic.
+
+        Args:
+            ratings: anything `read_ratings` takes; every rating of a new user, a new item or both.
+
+        Returns:
+            self. `users_`, `items_` have the new ids at their end, and `recommend` leaves out what new users rated.
+
+        Raises:
+            DataError: ratings of known users and items, or beyond the rating scale. ConfigError: a Bayesian model.
+        """
+        state = self._state()
+        self._adopt(updates.fold_in(state, as_ratings(ratings, None, state.rating_scale)))
+        return self
+
+    def partial_fit(self, X: Any, y: npt.ArrayLike | None = None) -> Self:  # noqa: N803
+        """Take in new ratings without training again; fold-in for new users and items, and known ones move.
+
+        A known user or item is pulled to where it was by its old ratings, in whose place the model's own predictions
+        stand. Centers and whoever has no new rating stay as they are. An unfitted estimator is fitted.
+
+        Args:
+            X, y: as in `fit`. A pair that was rated before gets the new rating.
+
+        Returns:
+            self.
+
+        Raises:
+            As `fold_in`.
+        """
+        if not self.is_fitted:
+            return self.fit(X, y)
+        state = self._state()
+        self._adopt(updates.partial_fit(state, as_ratings(X, y, state.rating_scale)))
         return self
 
     def predict(
@@ -282,6 +344,24 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ModelFileError(f"{path}: holds a model of kind {type(model).__name__}, not {cls.__name__}")
         return model
 
+    def checkpoints(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        every: int | str | None = None,
+        keep: int | None = None,
+        resume: bool = False,
+    ) -> Checkpoints | None:
+        """The checkpoints that `fit` would keep with these arguments, None without a folder; raises what is wrong with
+        them, so that it is known before the ratings are read.
+        """
+        if folder is not None:
+            return Checkpoints(folder, every=every, keep=keep, resume=resume)
+        if resume or every is not None or keep is not None:
+            named = "resume" if resume else "checkpoint_every" if every is not None else "checkpoint_keep"
+            raise ConfigError(f"{named} is of use only with checkpoint_dir, the folder of the checkpoints")
+        return None
+
     def _check_features(self, *sources: Any) -> None:
         """ConfigError where features are given and would be of no use."""
         if not self.takes_features and any(source is not None for source in sources):
@@ -314,12 +394,25 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
         features: SideFeatures = SideFeatures(),
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """Train on encoded ratings in (user, item) order and adopt the result."""
         if isinstance(config, TrainingConfig):
             config = with_unit(config, scale)
         model = self._new_model(config, train)
-        history = self._train(model, train, validation, callbacks, scale, features)
+        if checkpoints is not None:
+            ids = {f"{side} ids": v for side, v in zip(SIDES, (train.users, train.items), strict=True)}
+            checkpoints.identify(
+                model=type(self).__name__,
+                **model.config.to_dict(),
+                **{name: digest(ids_to_arrays(vocabulary).values()) for name, vocabulary in ids.items()},
+            )
+        history = self._train(model, train, validation, callbacks, scale, features, checkpoints)
+        history.n_users, history.n_items = len(train.users), len(train.items)
+        if isinstance(model, RatingModel):
+            # for fold-in, to which evenly spread ones say as much as all
+            users, items, ratings = train.every(max(1, len(train) // _RATINGS_FOR_ERROR))
+            history.train_rmse = metrics.rmse(predict_rows(model, users, items, scale), ratings)
         seen = SeenItems(train.user_offsets, train.item_idx)
         self._adopt(FittedState(type(self).__name__, model, train.users, train.items, scale, seen, history))
 
@@ -334,9 +427,10 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
         features: SideFeatures,
+        checkpoints: Checkpoints | None,
     ) -> TrainingHistory:
         model.to(model.config.device)
-        return train_model(model, train, validation, callbacks, scale)
+        return train_model(model, train, validation, callbacks, scale, checkpoints)
 
     def _named(self) -> str:
         """What this estimator is, in a message."""

@@ -11,8 +11,10 @@ import torch
 
 from mfdmc_fast import bayesian
 from mfdmc_fast.bayesian import SideFeatures
+from mfdmc_fast.checkpoints import Checkpoints
 from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, WeightSchedule, with_rank
 from mfdmc_fast.data import RatingsDataset
+from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.model import BayesianMFModel, FunkMFModel
 from mfdmc_fast.training import Callback, TrainingHistory
@@ -117,6 +119,14 @@ class BayesianMF(RatingEstimator):
         """It does."""
         return True
 
+    def checkpoints(self, folder: Any, **options: Any) -> None:
+        """It keeps none, as a fit cannot continue between two sweeps: raises where some are wanted."""
+        if folder is not None:
+            raise ConfigError(
+                "BayesianMF keeps no checkpoints: a fit that ended starts from its beginning. Leave out checkpoint_dir"
+            )
+        super().checkpoints(folder, **options)
+
     def predict(self, X: Any, items: Any = None, *, return_known: bool = False, return_std: bool = False) -> Any:  # noqa: N803
         """As in `RatingEstimator.predict`; with `return_std`, also how far a rating may lie from its prediction.
 
@@ -159,6 +169,7 @@ class BayesianMF(RatingEstimator):
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
         features: SideFeatures,
+        checkpoints: Checkpoints | None,
     ) -> TrainingHistory:
         history = bayesian.fit(model, train, validation, callbacks, scale, features)
         model.to(model.config.device)

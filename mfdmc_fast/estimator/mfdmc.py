@@ -8,21 +8,26 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from typing_extensions import Self
 
 from mfdmc_fast.bayesian import SideFeatures
+from mfdmc_fast.checkpoints import Checkpoints, digest
 from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, preset
 from mfdmc_fast.data import Features, RatingsDataset, StreamedRatings, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
-from mfdmc_fast.estimator.teachers import lessons, teacher_name, uses_features
+from mfdmc_fast.estimator.teachers import lessons, teacher_identity, teacher_name, uses_features
 from mfdmc_fast.interpret.affinity import view_pairs
 from mfdmc_fast.interpret.cards import ClusterCards, cluster_cards
 from mfdmc_fast.interpret.explain import Explanation, explain_rows
 from mfdmc_fast.interpret.profile import Profile, profile_row
 from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
-from mfdmc_fast.training import Callback, TrainingHistory
+from mfdmc_fast.training import Callback, TrainingHistory, digest_of
+
+# tensors of a teacher's checkpoint
+_PAIRS = "user_idx", "item_idx", "ratings"
 
 
 class MFDMC(RatingEstimator):
@@ -237,26 +242,55 @@ class MFDMC(RatingEstimator):
         callbacks: Sequence[Callback],
         scale: tuple[float, float],
         features: SideFeatures,
+        checkpoints: Checkpoints | None,
     ) -> TrainingHistory:
         if self.teacher is None:
-            return super()._train(model, train, validation, callbacks, scale, features)
-        start = time.perf_counter()
+            return super()._train(model, train, validation, callbacks, scale, features, checkpoints)
+        try:
+            pairs, seconds = self._lessons(model.config, train, callbacks, scale, features, checkpoints)
+        except BaseException:
+            for callback in callbacks:
+                callback.close()
+            raise
+        history = super()._train(model, pairs, validation, callbacks, scale, features, checkpoints)
+        history.teacher_seconds = seconds
+        history.seconds += seconds
+        return history
+
+    def _lessons(
+        self,
+        config: MFDMCConfig,
+        train: RatingsDataset,
+        callbacks: Sequence[Callback],
+        scale: tuple[float, float],
+        features: SideFeatures,
+        checkpoints: Checkpoints | None,
+    ) -> tuple[RatingsDataset, float]:
+        """What the teacher teaches, from it or from a checkpoint, and the seconds that it took."""
+        if checkpoints is not None:
+            known = [array for blocks in features for block in blocks for array in block]
+            checkpoints.identify(
+                **{"rating scale": list(scale), "teacher": teacher_identity(self.teacher)},
+                **{"training ratings": digest_of(train), "features": digest(known) if known else None},
+            )
+            saved = checkpoints.load("teacher")
+            if saved is not None:
+                for callback in callbacks:
+                    callback.on_resume(0, str(saved.path))
+                users, items, ratings = (saved.tensors[name].numpy() for name in _PAIRS)
+                return RatingsDataset(users, items, ratings, train.users, train.items), float(saved.state["seconds"])
 
         def tell(sweep: int, sweeps: int) -> None:
             for callback in callbacks:
                 callback.on_teacher_sweep(sweep, sweeps)
 
-        try:
-            pairs = lessons(self.teacher, model.config, train, scale, features, tell)
-        except BaseException:
-            for callback in callbacks:
-                callback.close()
-            raise
+        start = time.perf_counter()
+        pairs = lessons(self.teacher, config, train, scale, features, tell)
         seconds = time.perf_counter() - start
-        history = super()._train(model, pairs, validation, callbacks, scale, features)
-        history.teacher_seconds = seconds
-        history.seconds += seconds
-        return history
+        if checkpoints is not None:
+            columns = (torch.from_numpy(column) for column in (pairs.user_idx, pairs.item_idx, pairs.ratings))
+            checkpoints.save("teacher", {"seconds": seconds}, dict(zip(_PAIRS, columns, strict=True)))
+        return pairs, seconds
 
     def _new_model(self, config: Any, train: RatingsDataset | StreamedRatings) -> Any:
         smaller, name = min((len(train.users), "users"), (len(train.items), "items"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.base import clone
 
 from mfdmc_fast import bayesian
 from mfdmc_fast.bayesian import SideFeatures
+from mfdmc_fast.checkpoints import digest
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import RatingsDataset, read_ratings
 from mfdmc_fast.data.blocks import blocks
@@ -28,6 +30,21 @@ _PAIRS_PER_CALL = 1 << 20
 def teacher_name(teacher: Any) -> str | None:
     """What a model file says of a teacher: nothing, `bayesian`, or `custom` for everything that it cannot hold."""
     return teacher if teacher is None or (isinstance(teacher, str) and teacher == BAYESIAN) else CUSTOM
+
+
+def teacher_identity(teacher: Any) -> Any:
+    """Plain values that tell a teacher from others, as far as can be: a file by its content, a model of this package by
+    its settings and parameters, anything else by its type alone.
+    """
+    if isinstance(teacher, list):
+        return [teacher_identity(one) for one in teacher]
+    if isinstance(teacher, str):
+        content = Path(teacher).read_bytes() if Path(teacher).is_file() else b""
+        return [teacher, digest([np.frombuffer(content, dtype=np.uint8)])] if content else teacher
+    if not isinstance(teacher, RatingEstimator):
+        return type(teacher).__name__
+    parameters = [p.detach().cpu().numpy() for p in teacher.model_.parameters()] if teacher.is_fitted else []
+    return [type(teacher).__name__, teacher._config().to_dict(), digest(parameters)]
 
 
 def learns_afresh(teacher: Any) -> bool:

@@ -22,6 +22,8 @@ from mfdmc_fast.ops.types import (
     GibbsSampler,
     LossTerms,
     LossWeights,
+    RowPrior,
+    RowRatings,
     SideTensors,
 )
 
@@ -71,7 +73,7 @@ def batch_loss(
     if not spread_margin >= 0:
         raise ValueError(f"spread_margin must be 0 or more, got {spread_margin}")
     chosen = dispatch.choose(
-        "batch_loss", user.centers.device, user.centers.dtype, backend, max(columns_of(user), columns_of(item))
+        "batch_loss", user.centers.device, user.centers.dtype, backend, columns_of(user, item), view_of(user, item)
     )
     terms = chosen.ops["batch_loss"](
         user,
@@ -156,7 +158,9 @@ def score_pairs(
     """
     _check_sides(user, item, combine)
     _check_indices(len(user.assignment_logits), len(item.assignment_logits), user_idx, item_idx, user.centers.device)
-    chosen = dispatch.choose("score_pairs", user.centers.device, user.centers.dtype, backend)
+    chosen = dispatch.choose(
+        "score_pairs", user.centers.device, user.centers.dtype, backend, columns_of(user, item), view_of(user, item)
+    )
     with torch.no_grad():
         return cast(
             Tensor,
@@ -258,6 +262,101 @@ def top_items(
                 exclude_offsets=exclude_offsets,
                 exclude_items=exclude_items,
             ),
+        )
+
+
+def fold_in(
+    side: SideTensors,
+    partner_embeddings: Tensor,
+    partner_bias: Tensor | None,
+    global_mean: float,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    combine: Combine = "concat",
+    weights: LossWeights = LossWeights(),
+    rates: Sequence[float],
+    betas: tuple[float, float],
+    epsilon: float,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """Assignment logits and biases of some rows from their ratings, with the centers and the other side as they are.
+
+    Minimizes for each row, x being its embedding and bias, (squared errors of its ratings + (x - prior mean)'
+    precision (x - prior mean)) / number of its ratings + proximity + entropy, by one step of Adam on the logits for
+    each of `rates`; the bias has its best value all the time. A row without ratings follows the prior.
+
+    Args:
+        side: assignment_logits [R, S] to start from, centers [S, d], n_clusters; bias and l2_scale are not used.
+        partner_embeddings: [M, D] embeddings of the other side, dtype and device of the parameters.
+        partner_bias: [M], or None: then the rows have none either.
+        global_mean: rating points.
+        own: the ratings of the R rows, R being at least 1.
+        prior: of the rows, U = D + 1 with biases, else D.
+        combine: `concat` or `sum`.
+        weights: only `proximity` and `entropy` are used; the others must be 0.
+        rates: learning rate of every step.
+        betas, epsilon: Adam's.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        (assignment logits [R, S], bias [R] or None). No input gets a gradient. Deterministic.
+
+    Raises:
+        ValueError, TypeError, IndexError: shapes, dtypes or indices do not fit; the message names the argument.
+    """
+    _check_side("side", side)
+    _check_combine(combine)
+    n_views, view_dim = len(side.n_clusters), side.centers.shape[1]
+    dim = n_views * view_dim if combine == "concat" else view_dim
+    _check_row_problem(len(side.assignment_logits), dim, partner_embeddings, partner_bias, own, prior, side.centers)
+    if any((weights.spread, weights.l2, weights.bias_l2)):
+        raise ValueError("centers are fixed and the prior is given: weights.spread, l2 and bias_l2 must be 0")
+    chosen = dispatch.choose("fold_in", side.centers.device, side.centers.dtype, backend, columns_of(side))
+    return cast(
+        tuple[Tensor, Tensor | None],
+        chosen.ops["fold_in"](
+            side._replace(centers=side.centers.detach()),
+            partner_embeddings.detach(),
+            None if partner_bias is None else partner_bias.detach(),
+            global_mean,
+            own,
+            prior,
+            combine=combine,
+            weights=weights,
+            rates=rates,
+            betas=betas,
+            epsilon=epsilon,
+        ),
+    )
+
+
+def fold_in_factors(
+    partner_embeddings: Tensor,
+    partner_bias: Tensor | None,
+    global_mean: float,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """The same for rows of free factors, without clusters: the exact minimum of squared errors and prior.
+
+    Args: as in `fold_in`, with D factors.
+
+    Returns:
+        (factors [R, D], bias [R] or None). No input gets a gradient. Deterministic.
+
+    Raises:
+        ValueError, TypeError, IndexError: shapes, dtypes or indices do not fit; the message names the argument.
+    """
+    dim = partner_embeddings.shape[-1]
+    _check_row_problem(len(prior.means), dim, partner_embeddings, partner_bias, own, prior, prior.means)
+    chosen = dispatch.choose("fold_in_factors", prior.means.device, prior.means.dtype, backend)
+    with torch.no_grad():
+        return cast(
+            tuple[Tensor, Tensor | None],
+            chosen.ops["fold_in_factors"](partner_embeddings, partner_bias, global_mean, own, prior),
         )
 
 
@@ -400,9 +499,39 @@ def cluster_usage(side: SideTensors, among: Tensor, *, backend: str = "auto") ->
         return cast(Tensor, chosen.ops["cluster_usage"](_contiguous(side), among))
 
 
-def columns_of(side: SideTensors) -> int:
+def compact_columns(table: Tensor, keep: Tensor, *, backend: str = "auto") -> Tensor:
+    """Move the kept columns of a table to the front of its own memory: what pruning does to logits and their moments.
+
+    Args:
+        table: [n, columns], contiguous; its content is overwritten.
+        keep: [k] int64, ascending, on the same device.
+        backend: a backend's name or `auto`.
+
+    Returns:
+        [n, k], a contiguous view of the kept part with the same `data_ptr()`. No input gets a gradient.
+
+    Raises:
+        ValueError, TypeError, IndexError: the table is not contiguous, or a column outside it or out of order.
+    """
+    if table.ndim != 2 or not table.is_contiguous():
+        raise ValueError(f"only a contiguous table [n, columns] can be compacted, got {list(table.shape)}")
+    check_rows("keep", keep, table.shape[1])
+    if keep.device != table.device or not bool((keep.diff() > 0).all()):
+        raise ValueError(f"keep must ascend and be on {table.device}, as the table is")
+    chosen = dispatch.choose("compact_columns", table.device, table.dtype, backend, table.shape[1])
+    with torch.no_grad():
+        return cast(Tensor, chosen.ops["compact_columns"](table, keep.contiguous()))
+
+
+def columns_of(*sides: SideTensors) -> int:
     """The larger of the clusters of a side and the numbers of a `concat` embedding: what limits some kernels."""
-    return max(sum(side.n_clusters), len(side.n_clusters) * side.centers.shape[1])
+    return max(max(sum(s.n_clusters), len(s.n_clusters) * s.centers.shape[1]) for s in sides)
+
+
+def view_of(*sides: SideTensors) -> int:
+    """Numbers in the centers of the largest view, both lengths rounded up to powers of 2: what limits others."""
+    lengths = [(max(s.n_clusters), s.centers.shape[1]) for s in sides]
+    return max(1 << ((k - 1).bit_length() + (d - 1).bit_length()) for k, d in lengths)
 
 
 def _contiguous(side: SideTensors) -> SideTensors:
@@ -490,6 +619,43 @@ def _check_ratings(ratings: Tensor, user_idx: Tensor, parameter: Tensor) -> None
         raise ValueError(
             f"ratings must be [{len(user_idx)}] {parameter.dtype} on {parameter.device},"
             f" got {list(ratings.shape)} {ratings.dtype} on {ratings.device}"
+        )
+
+
+def _check_row_problem(
+    n: int,
+    dim: int,
+    partner_embeddings: Tensor,
+    partner_bias: Tensor | None,
+    own: RowRatings,
+    prior: RowPrior,
+    expected: Tensor,
+) -> None:
+    """Raise unless the arguments of `fold_in` fit n rows with embeddings of `dim` numbers, in `expected`'s dtype."""
+    if partner_embeddings.ndim != 2 or partner_embeddings.shape[1] != dim:
+        raise ValueError(f"partner_embeddings must be [M, {dim}], got {list(partner_embeddings.shape)}")
+    _check_vectors("partners", {"bias": partner_bias}, len(partner_embeddings))
+    unknowns = dim + (partner_bias is not None)
+    if prior.means.shape != (n, unknowns) or prior.precision.shape != (unknowns, unknowns):
+        raise ValueError(
+            f"prior.means must be [{n}, {unknowns}] and prior.precision [{unknowns}, {unknowns}],"
+            f" got {list(prior.means.shape)} and {list(prior.precision.shape)}"
+        )
+    _check_same_kind(
+        expected,
+        {
+            "partner_embeddings": partner_embeddings,
+            "partner_bias": partner_bias,
+            "own.ratings": own.ratings,
+            "prior.means": prior.means,
+            "prior.precision": prior.precision,
+        },
+    )
+    _check_groups("own.partners", own.offsets.cpu().numpy(), own.partners.cpu().numpy(), len(partner_embeddings))
+    if own.offsets.shape != (n + 1,) or own.ratings.shape != own.partners.shape:
+        raise ValueError(
+            f"own must have offsets [{n + 1}] and as many ratings as partners, got {list(own.offsets.shape)},"
+            f" {list(own.ratings.shape)} and {list(own.partners.shape)}"
         )
 
 

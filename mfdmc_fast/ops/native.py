@@ -22,7 +22,16 @@ from torch import Tensor
 
 from mfdmc_fast import environment
 from mfdmc_fast.errors import BackendUnavailable, DataError
-from mfdmc_fast.ops.types import Combine, FactorTensors, FeatureBags, LossTerms, LossWeights, SideTensors
+from mfdmc_fast.ops.types import (
+    Combine,
+    FactorTensors,
+    FeatureBags,
+    LossTerms,
+    LossWeights,
+    RowPrior,
+    RowRatings,
+    SideTensors,
+)
 
 # what the training kernels take: clusters of a side or numbers of an embedding; batches of an epoch
 MAX_COLUMNS = 1024
@@ -30,20 +39,31 @@ MAX_BATCHES = 65_536
 MAX_RANK = 126
 
 
+def load_compiled(module: str, title: str, variable: str) -> ModuleType | str:
+    """A compiled module of this package, or the sentence that says why there is none.
+
+    Args:
+        module: `_cpu` or `_cuda`.
+        title: what it is called, with the compiler that it takes: `C++` or `CUDA`.
+        variable: the environment variable of `setup.py` that builds it.
+    """
+    try:
+        return importlib.import_module(f"mfdmc_fast.{module}")
+    except ModuleNotFoundError:
+        if any(Path(__file__).parents[1].glob(f"{module}.*")):
+            return f"the {title} module was built for another Python version; reinstall the package with this one"
+        return (
+            f"the {title} module was not built (no {title} compiler at install time, or {variable}=off); "
+            f"reinstall with {variable}=on to see the compiler's message"
+        )
+    except ImportError as error:
+        return f"the {title} module does not load ({error}); reinstall the package on this machine"
+
+
 @functools.cache
 def _load() -> ModuleType | str:
     """The compiled module, or the sentence that says why there is none; tried once per process."""
-    try:
-        return importlib.import_module("mfdmc_fast._cpu")
-    except ModuleNotFoundError:
-        if any(Path(__file__).parents[1].glob("_cpu.*")):
-            return "the C++ module was built for another Python version; reinstall the package with this one"
-        return (
-            "the C++ module was not built (no C++ compiler at install time, or MFDMC_NATIVE=off); "
-            "reinstall with MFDMC_NATIVE=on to see the compiler's message"
-        )
-    except ImportError as error:
-        return f"the C++ module does not load ({error}); reinstall the package on this machine"
+    return load_compiled("_cpu", "C++", "MFDMC_NATIVE")
 
 
 def _module() -> ModuleType:
@@ -167,6 +187,49 @@ def top_items(
         scores.numpy(),
     )
     return found, scores
+
+
+def fold_in(
+    side: SideTensors,
+    partner_embeddings: Tensor,  # [M, D]
+    partner_bias: Tensor | None,  # [M]
+    global_mean: float,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    rates: Sequence[float],
+    betas: tuple[float, float],
+    epsilon: float,
+) -> tuple[Tensor, Tensor | None]:  # [R, S], [R]
+    """Rows solved with all else fixed, float32; see `mfdmc_fast.ops.functional.fold_in` for the contract."""
+    logits = side.assignment_logits.detach().contiguous().clone()
+    bias = None if partner_bias is None else torch.empty(len(logits))
+    _module().fold_in(
+        logits=_array("assignment_logits", logits, torch.float32),
+        bias=None if bias is None else bias.numpy(),
+        centers=_array("centers", side.centers.contiguous(), torch.float32),
+        n_clusters=side.n_clusters,
+        embeddings=_array("partner_embeddings", partner_embeddings.contiguous(), torch.float32),
+        partner_bias=None if partner_bias is None else _array("partner_bias", partner_bias.contiguous(), torch.float32),
+        global_mean=global_mean,
+        offsets=_array("offsets", own.offsets.contiguous(), torch.int64),
+        partners=_array("partners", own.partners.contiguous(), torch.int32),
+        ratings=_array("ratings", own.ratings.contiguous(), torch.float32),
+        prior_means=_array("prior.means", prior.means.contiguous(), torch.float32),
+        prior_precision=_array("prior.precision", prior.precision.contiguous(), torch.float32),
+        sum_views=combine == "sum",
+        proximity=weights.proximity,
+        entropy=weights.entropy,
+        rates=list(rates),
+        beta1=betas[0],
+        beta2=betas[1],
+        epsilon=epsilon,
+        n_threads=torch.get_num_threads(),
+        kernels=environment.cpu_kernels(),
+    )
+    return logits, bias
 
 
 def cluster_usage(side: SideTensors, among: Tensor) -> Tensor:  # [S]

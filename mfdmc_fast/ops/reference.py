@@ -11,11 +11,15 @@ atomics when several threads run, and the same seed would not give the same mode
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, SideTensors
+from mfdmc_fast.ops.types import Combine, FactorTensors, LossTerms, LossWeights, RowPrior, RowRatings, SideTensors
+
+# rows of a table moved per step: bounds the temporary copy of a compaction
+_ROWS_PER_BLOCK = 65_536
 
 
 def log_assignment_weights(assignment_logits: Tensor, n_clusters: tuple[int, ...]) -> Tensor:
@@ -226,6 +230,141 @@ def score_pairs(
     return prediction + (gathered[0] * gathered[1]).sum(1)
 
 
+def fold_in_loss(
+    logits: Tensor,
+    centers: Tensor,
+    n_clusters: tuple[int, ...],
+    partner_embeddings: Tensor,
+    residuals: Tensor,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    biases: bool,
+    combine: Combine,
+    weights: LossWeights,
+) -> tuple[Tensor, Tensor | None]:
+    """What `fold_in` minimizes for each row, and the best bias for these logits.
+
+    Args:
+        logits: [R, S] assignment logits. centers: [S, d].
+        partner_embeddings: [M, D].
+        residuals: [N] ratings without global mean and the partners' biases.
+        own: whose ratings they are; its own `ratings` are not used.
+        prior, biases, combine, weights: as in `fold_in`.
+
+    Returns:
+        ([R], [R] or None); the first is differentiable in `logits`.
+    """
+    counts = own.offsets.diff()  # [R]
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)  # [N]
+    log_weights = log_assignment_weights(logits, n_clusters)  # [S, R]
+    row_weights = log_weights.exp()
+    per_view = view_embeddings(row_weights, centers, n_clusters)  # [R, V, d]
+    embeddings = combine_views(per_view, combine)  # [R, D]
+    dim = embeddings.shape[1]
+    errors = residuals - (embeddings.index_select(0, row) * partner_embeddings.index_select(0, own.partners)).sum(1)
+    bias = None
+    apart = embeddings - prior.means[:, :dim]  # [R, D], from the prior mean
+    if biases:
+        # where the derivative of squared errors and prior by the bias is 0
+        known = torch.zeros_like(logits[:, 0]).index_add(0, row, errors)
+        pull = prior.precision[dim, dim] * prior.means[:, dim] - apart @ prior.precision[:dim, dim]
+        bias = (known + pull) / (counts + prior.precision[dim, dim])
+        errors = errors - bias.index_select(0, row)
+        apart = torch.cat([apart, (bias - prior.means[:, dim])[:, None]], dim=1)
+    squares = torch.zeros_like(logits[:, 0]).index_add(0, row, errors.square())
+    squares = squares + ((apart @ prior.precision) * apart).sum(1)
+    loss = squares / counts.clamp_min(1)
+    loss = loss + weights.proximity * proximity(row_weights, centers, per_view, n_clusters)
+    return loss + weights.entropy * normalized_entropy(log_weights, n_clusters).mean(0), bias
+
+
+def fold_in(
+    side: SideTensors,
+    partner_embeddings: Tensor,
+    partner_bias: Tensor | None,
+    global_mean: float,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    combine: Combine,
+    weights: LossWeights,
+    rates: Sequence[float],
+    betas: tuple[float, float],
+    epsilon: float,
+    block_size: int = 256,
+) -> tuple[Tensor, Tensor | None]:
+    """Rows solved with all else fixed; see `mfdmc_fast.ops.functional.fold_in` for the contract."""
+    known = own.ratings - global_mean
+    if partner_bias is not None:
+        known = known - partner_bias.index_select(0, own.partners)
+    logits, biases = [side.assignment_logits[:0]], [side.centers[:0, 0]]
+    for start in range(0, len(side.assignment_logits), block_size):  # rows do not depend on each other
+        rows = slice(start, start + block_size)
+        offsets = own.offsets[start : start + block_size + 1]
+        ratings = slice(int(offsets[0]), int(offsets[-1]))
+        block = RowRatings(offsets - offsets[0], own.partners[ratings], own.ratings[ratings])
+
+        def loss_of(
+            solved: Tensor, rows: slice = rows, ratings: slice = ratings, block: RowRatings = block
+        ) -> tuple[Tensor, Tensor | None]:
+            return fold_in_loss(
+                solved,
+                side.centers,
+                side.n_clusters,
+                partner_embeddings,
+                known[ratings],
+                block,
+                RowPrior(prior.means[rows], prior.precision),
+                biases=partner_bias is not None,
+                combine=combine,
+                weights=weights,
+            )
+
+        solved = side.assignment_logits[rows].detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([solved], betas=betas, eps=epsilon)
+        for rate in rates:
+            optimizer.param_groups[0]["lr"] = rate
+            (solved.grad,) = torch.autograd.grad(loss_of(solved)[0].sum(), solved)
+            optimizer.step()
+        logits.append(solved.detach())
+        bias = loss_of(solved)[1]
+        if bias is not None:
+            biases.append(bias.detach())
+    return torch.cat(logits), None if partner_bias is None else torch.cat(biases)
+
+
+def fold_in_factors(
+    partner_embeddings: Tensor,
+    partner_bias: Tensor | None,
+    global_mean: float,
+    own: RowRatings,
+    prior: RowPrior,
+    *,
+    block_size: int = 64,
+) -> tuple[Tensor, Tensor | None]:
+    """Ridge regressions around the prior; see `mfdmc_fast.ops.functional.fold_in_factors` for the contract."""
+    known = own.ratings - global_mean
+    columns = partner_embeddings
+    if partner_bias is not None:
+        known = known - partner_bias.index_select(0, own.partners)
+        columns = torch.cat([columns, torch.ones_like(partner_bias)[:, None]], dim=1)  # [M, U]
+    bounds = own.offsets.tolist()
+    solved = [prior.means[:0]]
+    for start in range(0, len(prior.means), block_size):  # of the systems, which take U² numbers each
+        matrices, right = [], []
+        for row in range(start, min(start + block_size, len(prior.means))):
+            ratings = slice(bounds[row], bounds[row + 1])
+            rows = columns.index_select(0, own.partners[ratings])  # [c, U]
+            matrices.append(rows.T @ rows + prior.precision)
+            right.append(rows.T @ known[ratings] + prior.precision @ prior.means[row])
+        solved.append(torch.linalg.solve(torch.stack(matrices), torch.stack(right)))
+    rows = torch.cat(solved)
+    if partner_bias is None:
+        return rows, None
+    return rows[:, :-1].contiguous(), rows[:, -1].contiguous()
+
+
 def posterior_scores(
     user_draws: Tensor,
     item_draws: Tensor,
@@ -275,8 +414,20 @@ def top_items(
         all_scores.append(scores)
     if not all_items:
         width = min(n, len(item_embeddings))
-        return torch.empty(0, width, dtype=torch.int64), user_embeddings.new_empty(0, width)
+        empty = user_embeddings.new_empty(0, width)
+        return empty.long(), empty
     return torch.cat(all_items), torch.cat(all_scores)
+
+
+def compact_columns(table: Tensor, keep: Tensor) -> Tensor:
+    """The kept columns, in the table's own memory; see `mfdmc_fast.ops.functional.compact_columns` for the contract."""
+    n, flat = len(table), table.view(-1)
+    compacted = flat[: n * len(keep)].view(n, len(keep))
+    for start in range(0, n, _ROWS_PER_BLOCK):
+        # a block's target ends before the next block's source begins, so blocks in ascending order are safe
+        block = table[start : start + _ROWS_PER_BLOCK].index_select(1, keep)
+        compacted[start : start + len(block)].copy_(block)
+    return compacted
 
 
 def _empty_terms(parameters: list[Tensor | None]) -> LossTerms:

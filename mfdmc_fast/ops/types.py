@@ -65,6 +65,33 @@ class LossTerms(NamedTuple):
     bias_l2: Tensor
 
 
+class RowRatings(NamedTuple):
+    """The ratings of R rows of one side, row by row; the other side's rows are called partners.
+
+    Attributes:
+        offsets: [R + 1] int64; row r has the ratings offsets[r] : offsets[r + 1].
+        partners: [N] int32 rows of the other side.
+        ratings: [N] floating, rating points.
+    """
+
+    offsets: Tensor
+    partners: Tensor
+    ratings: Tensor
+
+
+class RowPrior(NamedTuple):
+    """A normal prior of what is solved for R rows: embedding, and then the bias where there are biases; U numbers.
+
+    Attributes:
+        means: [R, U] floating.
+        precision: [U, U], same dtype, symmetric and positive definite: the inverse covariance times the noise variance
+            of a rating, so that it adds to squared errors.
+    """
+
+    means: Tensor
+    precision: Tensor
+
+
 class FeatureBags(NamedTuple):
     """What some entities of a side have in common, feature by feature.
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from mfdmc_fast.ops import functional, native, reference
+from mfdmc_fast.ops import functional, native, reference, triton_backend
 from mfdmc_fast.ops.types import FactorTensors, LossTerms, LossWeights
 from mfdmc_fast.testing import ALL_WEIGHTS, Case, both_combines, make_case
 
-pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
+needs_module = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
 
 CASES: dict[str, dict[str, Any]] = {
     "B1": {"batch_size": 1},
@@ -32,30 +32,59 @@ CASES: dict[str, dict[str, Any]] = {
 KERNELS = ["baseline", "avx2", "avx512"]
 
 
+class Target(NamedTuple):
+    """A backend and the device of the tensors that it gets."""
+
+    backend: str
+    device: str
+
+
+def _target(name: str, monkeypatch: pytest.MonkeyPatch) -> Target:
+    if name == "triton":
+        if triton_backend.why_unavailable() is not None:
+            pytest.skip(str(triton_backend.why_unavailable()))
+        return Target("triton", "cuda" if torch.cuda.is_available() else "cpu")
+    if native.why_unavailable() is not None:
+        pytest.skip("the C++ module is not built")
+    if name not in native.available_kernels():
+        pytest.skip(f"this processor has no {name}")
+    monkeypatch.setenv("MFDMC_CPU_KERNELS", name)
+    return Target("cpu", "cpu")
+
+
 @pytest.fixture(params=KERNELS)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param not in native.available_kernels():
-        pytest.skip(f"this processor has no {request.param}")
-    monkeypatch.setenv("MFDMC_CPU_KERNELS", request.param)
+    _target(request.param, monkeypatch)
     return str(request.param)
 
 
+@pytest.fixture(params=[*KERNELS, "triton"])
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
+    return _target(request.param, monkeypatch)
+
+
+@pytest.fixture(params=[native.available_kernels()[0] if native.why_unavailable() is None else "avx512", "triton"])
+def one_of_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
+    """For what does not depend on the instruction set."""
+    return _target(request.param, monkeypatch)
+
+
 def _check(mine: LossTerms, exact: LossTerms, gradients: list[Tensor], expected: list[Tensor]) -> None:
-    torch.testing.assert_close(torch.stack(mine).double(), torch.stack(exact), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.stack(mine).double().cpu(), torch.stack(exact), rtol=1e-5, atol=1e-6)
     for gradient, true in zip(gradients, expected, strict=True):
         assert gradient.isfinite().all()
-        error = (gradient.double() - true).square().mean().sqrt()
+        error = (gradient.double().cpu() - true).square().mean().sqrt()
         # the second part is for gradients that are 0 but for rounding, as where a weight is 1 within a float
         assert error <= 1e-5 * true.square().mean().sqrt() + 1e-9
 
 
 @pytest.mark.parametrize("combine", both_combines())
 @pytest.mark.parametrize("name", list(CASES))
-def test_batch_loss_matches_the_oracle(name: str, combine: str, kernels: str) -> None:
-    case = make_case(**CASES[name], dtype=torch.float32)
+def test_batch_loss_matches_the_oracle(name: str, combine: str, target: Target) -> None:
+    case = make_case(**CASES[name], dtype=torch.float32).to(torch.float32, target.device)
     exact = case.to(torch.float64)
     arguments = {"combine": combine, "weights": ALL_WEIGHTS, "spread_margin": 2.0}
-    mine = functional.batch_loss(*case, **arguments, backend="cpu")
+    mine = functional.batch_loss(*case, **arguments, backend=target.backend)
     expected = reference.batch_loss(*exact, **arguments)
     (3 * mine.total).backward()
     (3 * expected.total).backward()
@@ -83,27 +112,31 @@ def test_funkmf_loss_matches_the_oracle(batch_size: int, n_factors: int, parts: 
     _check(results[0][0], results[1][0], results[0][1], results[1][1])
 
 
-def test_gradients_of_a_pruned_model_have_its_shape() -> None:
-    case = make_case(200, (3, 1, 2), (2, 5, 1), dtype=torch.float32)
-    functional.batch_loss(*case, weights=ALL_WEIGHTS, backend="cpu").total.backward()
+def test_gradients_of_a_pruned_model_have_its_shape(one_of_each: Target) -> None:
+    case = make_case(200, (3, 1, 2), (2, 5, 1)).to(torch.float32, one_of_each.device)
+    functional.batch_loss(*case, weights=ALL_WEIGHTS, backend=one_of_each.backend).total.backward()
     assert [tuple(p.grad.shape) for p in case.parameters()] == [tuple(p.shape) for p in case.parameters()]
 
 
-def test_rows_outside_the_batch_get_no_gradient() -> None:
-    case = make_case(5, n_users=40, n_items=40, dtype=torch.float32)
-    functional.batch_loss(*case, weights=ALL_WEIGHTS, backend="cpu").total.backward()
-    absent = torch.ones(40, dtype=torch.bool)
-    absent[case.user_idx] = False
+@pytest.mark.parametrize("n_users", [5, 40])  # as many as ratings, more
+def test_rows_outside_the_batch_get_no_gradient(n_users: int, one_of_each: Target) -> None:
+    case = make_case(5, n_users=n_users, n_items=40).to(torch.float32, one_of_each.device)
+    functional.batch_loss(*case, weights=ALL_WEIGHTS, backend=one_of_each.backend).total.backward()
+    absent = torch.ones(n_users, dtype=torch.bool)
+    absent[case.user_idx.cpu()] = False
+    assert absent.any()
     assert (case.user.assignment_logits.grad[absent] == 0).all()
     assert (case.user.assignment_logits.grad[~absent] != 0).any(dim=1).all()
 
 
-def test_only_the_total_can_be_differentiated() -> None:
-    terms = functional.batch_loss(*make_case(dtype=torch.float32), weights=ALL_WEIGHTS, backend="cpu")
+def test_only_the_total_can_be_differentiated(one_of_each: Target) -> None:
+    case = make_case().to(torch.float32, one_of_each.device)
+    terms = functional.batch_loss(*case, weights=ALL_WEIGHTS, backend=one_of_each.backend)
     assert terms.total.requires_grad
     assert not any(term.requires_grad for term in terms[1:])
 
 
+@needs_module
 def test_any_torch_optimizer_can_use_the_gradients() -> None:
     case = make_case(500, n_users=30, n_items=30, dtype=torch.float32)
     optimizer = torch.optim.SGD(case.parameters(), lr=0.05, momentum=0.9)
@@ -117,22 +150,23 @@ def test_any_torch_optimizer_can_use_the_gradients() -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_inputs_that_need_no_gradient_get_none() -> None:
-    case: Case = make_case(dtype=torch.float32)
+def test_inputs_that_need_no_gradient_get_none(one_of_each: Target) -> None:
+    case: Case = make_case().to(torch.float32, one_of_each.device)
     frozen = case._replace(item=case.item._replace(centers=case.item.centers.detach()))
-    functional.batch_loss(*frozen, weights=ALL_WEIGHTS, backend="cpu").total.backward()
+    functional.batch_loss(*frozen, weights=ALL_WEIGHTS, backend=one_of_each.backend).total.backward()
     assert frozen.item.centers.grad is None
     assert case.user.centers.grad is not None
 
 
-def test_non_contiguous_inputs_are_taken() -> None:
-    case = make_case(dtype=torch.float32)
+def test_non_contiguous_inputs_are_taken(one_of_each: Target) -> None:
+    case = make_case().to(torch.float32, one_of_each.device)
     logits = case.user.assignment_logits
     turned = case._replace(user=case.user._replace(assignment_logits=logits.T.contiguous().T))
-    arguments = {"weights": ALL_WEIGHTS, "backend": "cpu"}
+    arguments = {"weights": ALL_WEIGHTS, "backend": one_of_each.backend}
     assert functional.batch_loss(*turned, **arguments).total == functional.batch_loss(*case, **arguments).total
 
 
+@needs_module
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,4 +1,4 @@
-"""The native top_items against the oracle: order, ties, exclusions, few candidates, any number of threads."""
+"""top_items of C++ and Triton against the oracle: order, ties, exclusions, few candidates, any number of threads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mfdmc_fast.ops import functional, native
+from mfdmc_fast.ops import functional, native, triton_backend
 
-pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
+CUDA = torch.cuda.is_available()
+WHY_NOT = {"cpu": native.why_unavailable(), "triton": triton_backend.why_unavailable()}
+BACKENDS = [pytest.param(n, marks=pytest.mark.skipif(why is not None, reason=str(why))) for n, why in WHY_NOT.items()]
 
 
 @pytest.fixture(autouse=True)
@@ -48,32 +50,62 @@ def _exclusions(n_users: int, n_items: int, most: int) -> tuple[Tensor, Tensor]:
     ],
 )
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
-def test_matches_the_oracle(n_users: int, n_items: int, dim: int, n: int, bias: bool) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matches_the_oracle(backend: str, n_users: int, n_items: int, dim: int, n: int, bias: bool) -> None:
     users, items, item_bias = _case(n_users, n_items, dim)
+    device = "cuda" if backend == "triton" and CUDA else "cpu"
     for most in (0, n_items // 2, 3 * n_items):
         offsets, excluded = _exclusions(n_users, n_items, most)
         found, expected = (
             functional.top_items(
-                users,
-                items,
-                item_bias if bias else None,
+                users.to(place),
+                items.to(place),
+                item_bias.to(place) if bias else None,
                 n,
-                exclude_offsets=offsets,
-                exclude_items=excluded,
-                backend=backend,
+                exclude_offsets=offsets.to(place),
+                exclude_items=excluded.to(place),
+                backend=name,
             )
-            for backend in ("cpu", "reference")
+            for name, place in ((backend, device), ("reference", "cpu"))
         )
-        assert torch.equal(found[0], expected[0])
-        assert torch.equal(found[1], expected[1])
+        assert torch.equal(found[0].cpu(), expected[0])
+        assert torch.equal(found[1].cpu(), expected[1])
 
 
-def test_without_exclusions() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_exclusions(backend: str) -> None:
     users, items, _ = _case(20, 50, 4)
-    found, expected = (functional.top_items(users, items, None, 5, backend=b) for b in ("cpu", "reference"))
+    device = "cuda" if backend == "triton" and CUDA else "cpu"
+    found = functional.top_items(users.to(device), items.to(device), None, 5, backend=backend)
+    expected = functional.top_items(users, items, None, 5, backend="reference")
+    assert torch.equal(found[0].cpu(), expected[0])
+
+
+@pytest.mark.skipif(WHY_NOT["triton"] is not None, reason=str(WHY_NOT["triton"]))
+def test_triton_orders_negative_scores_zeros_and_infinities() -> None:
+    scores = torch.tensor(
+        [0.0, -0.0, -1.5, 2.5, -torch.inf, -1e-30, 1e-30, 2.5, -3e38], device="cuda" if CUDA else "cpu"
+    )
+    one = torch.ones(1, 1, device=scores.device)
+    found, best = functional.top_items(one, torch.zeros_like(scores)[:, None], scores, 9, backend="triton")
+    assert found.tolist() == [[3, 7, 6, 0, 1, 5, 2, 8, -1]]
+    assert best.tolist() == [pytest.approx([2.5, 2.5, 1e-30, 0.0, 0.0, -1e-30, -1.5, -3e38, -torch.inf])]
+
+
+@pytest.mark.skipif(WHY_NOT["triton"] is not None, reason=str(WHY_NOT["triton"]))
+def test_triton_works_off_users_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("mfdmc_fast.ops.triton_kernels.top_items")
+    monkeypatch.setattr(kernels, "_KEYS_AT_ONCE", 120)
+    users, items, bias = (t.to("cuda" if CUDA else "cpu") for t in _case(5, 50, 4))
+    offsets, excluded = (t.to(users.device) for t in _exclusions(5, 50, 30))
+    arguments = {"exclude_offsets": offsets, "exclude_items": excluded}
+    found, expected = (
+        functional.top_items(users, items, bias, 7, **arguments, backend=b) for b in ("triton", "reference")
+    )
     assert torch.equal(found[0], expected[0])
 
 
+@pytest.mark.skipif(WHY_NOT["cpu"] is not None, reason=str(WHY_NOT["cpu"]))
 def test_the_number_of_threads_does_not_change_the_bits() -> None:
     generator = torch.Generator().manual_seed(2)
     users, items = torch.randn(500, 16, generator=generator), torch.randn(700, 16, generator=generator)
