@@ -36,7 +36,9 @@ def new_model(config: TrainingConfig, data: RatingsDataset | StreamedRatings, **
     return kind(len(data.users), len(data.items), changed, data.mean)  # type: ignore[arg-type]
 
 
-def trained(config: TrainingConfig, data: RatingsDataset | StreamedRatings, **changes: Any) -> tuple[RatingModel, TrainingHistory]:
+def trained(
+    config: TrainingConfig, data: RatingsDataset | StreamedRatings, **changes: Any
+) -> tuple[RatingModel, TrainingHistory]:
     """A model and its history."""
     model = new_model(config, data, **changes)
     return model, fit(model, data)

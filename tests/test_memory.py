@@ -15,6 +15,7 @@ from mfdmc_fast.data import RatingsDataset, Store, StreamedRatings, make_planted
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.memory import load_or_stream, parse_size, show_size, training_memory
 from mfdmc_fast.ops import native
+from mfdmc_fast.training import Callback, EpochRecord
 
 pytestmark = pytest.mark.skipif(native.why_unavailable() is not None, reason="the C++ module is not built")
 
@@ -139,6 +140,23 @@ def test_fit_is_the_same_from_file_store_and_disk(
         loaded = estimator.load(tmp_path / "model")
         for user in expected.users_.ids[:5].tolist():
             assert loaded.recommend(user, 4).items.tolist() == expected.recommend(user, 4).items.tolist()
+
+
+def test_a_run_from_disk_is_resumed_in_memory(store: Store, tmp_path: Path) -> None:
+    class Interrupted(Callback):
+        def on_epoch_end(self, record: EpochRecord, model: Any) -> None:
+            if record.epoch == 3:
+                raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"epochs": 5, "seed": 2}
+    expected = MFDMC(**settings).fit(store)
+    limit = 100 * MiB + training_memory(expected.model_.config, store.n_users, store.n_items, len(store)).streamed
+    checkpoints: dict[str, Any] = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 1}
+    with pytest.raises(KeyboardInterrupt):
+        MFDMC(**settings).fit(store, memory_limit=limit, callbacks=[Interrupted()], **checkpoints)
+    model = MFDMC(**settings).fit(store, **checkpoints, resume=True)
+    assert model.history_.streamed  # its first epochs were
+    assert all(torch.equal(a, b) for a, b in zip(model.model_.parameters(), expected.model_.parameters(), strict=True))
 
 
 def test_fit_refuses_limits_that_it_cannot_keep(text: Path, store: Store) -> None:

@@ -79,7 +79,7 @@ _command(
 )(preparing.prepare)
 
 
-@_command(
+_command(
     "train",
     [
         "mfdmc train ratings.csv --test holdout:0.1 --out model.safetensors",
@@ -92,6 +92,8 @@ _command(
         "mfdmc train ratings.csv --checkpoint-dir run1 --checkpoint-every 10min --resume --out model.safetensors",
     ],
 )(training.train)
+
+
 @_command("evaluate", ["mfdmc evaluate model.safetensors u1.test", "mfdmc evaluate model.safetensors u1.test --json"])
 @with_data_options
 def evaluate(

@@ -25,6 +25,7 @@ from mfdmc_fast.data.batches import deal
 from mfdmc_fast.data.store_files import dtype_of
 from mfdmc_fast.errors import ConfigError, DataError
 from mfdmc_fast.ops import native
+from mfdmc_fast.training import digest_of
 
 
 def write_text(path: Path, ratings: Ratings, *, times: bool = True) -> Path:
@@ -87,6 +88,20 @@ def test_streamed_ratings_say_what_those_in_memory_say(store: Store) -> None:
     np.testing.assert_array_equal(streamed.item_idx, loaded.item_idx)
     assert streamed.users is store.users
     assert streamed.items.ids.tolist() == loaded.items.ids.tolist()
+
+
+def test_streamed_ratings_come_in_the_parts_of_those_in_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfdmc_fast.data.dataset.PART", 64)
+    monkeypatch.setattr("mfdmc_fast.data.store.PART", 64)
+    streamed, loaded = StreamedRatings(store), store.load()
+    for mine, expected in zip(streamed.parts(), loaded.parts(), strict=True):
+        for column, other in zip(mine, expected, strict=True):
+            assert column.dtype == other.dtype
+            np.testing.assert_array_equal(column, other)
+    for step in (1, 7, 64, 100, 5000):
+        for column, other in zip(streamed.every(step), loaded.every(step), strict=True):
+            np.testing.assert_array_equal(column, other)
+    assert digest_of(streamed) == digest_of(loaded)
 
 
 # ---- Damage ----
