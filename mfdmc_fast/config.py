@@ -136,6 +136,9 @@ class MFDMCConfig(TrainingConfig):
     prune_start: int = _option(40, "first epoch after which clusters are pruned")
     prune_threshold: float = _option(0.05, "clusters whose mean assignment weight is below this go")
     min_clusters: int = _option(2, "clusters that pruning leaves in every view")
+    dtype: Literal["float32", "bfloat16", "float16"] = _option(
+        "float32", "numbers of the tables while they are trained; those of 16 bits halve them, on a GPU only"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,7 +42,8 @@ def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epo
     """The native engine for `cpu` where it takes the data, `DeviceEpochs` for `triton`, torch for everything else.
 
     Raises:
-        ConfigError: streamed ratings, which only the native engine takes.
+        ConfigError: streamed ratings, which only the native engine takes, or tables of 16 bits, which only
+            `DeviceEpochs` does.
     """
     if backend == "cpu" and batches.n_batches <= native.MAX_BATCHES:
         return NativeEpochs(model, batches)
@@ -55,6 +56,11 @@ def make_epochs(model: RatingModel, batches: BatchIterator, backend: str) -> Epo
         from mfdmc_fast.device_epochs import DeviceEpochs
 
         return DeviceEpochs(model, batches)
+    if any(parameter.dtype.itemsize < 4 for parameter in model.parameters()):
+        raise ConfigError(
+            f"tables of 16 bits (dtype) are trained by the backend triton, not by {backend}: choose that backend and a"
+            " GPU as the device, or float32"
+        )
     return TorchEpochs(model, batches)
 
 

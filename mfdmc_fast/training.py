@@ -278,6 +278,9 @@ def _train(
 ) -> TrainingHistory:
     start = time.perf_counter()
     config = model.config
+    dtype = config.dtype if isinstance(config, MFDMCConfig) else "float32"
+    if dtype != "float32":
+        model.to(getattr(torch, dtype))
     # a teacher's pairs are several times the ratings, and a student that is free of noise gains from more steps
     taught = isinstance(config, MFDMCConfig) and config.teacher is not None
     batch_size = config.batch_size or default_batch_size(len(train), 40 if taught else 10)
@@ -343,6 +346,8 @@ def _train(
     if run.best is not None:
         history.kept_epoch = run.best_epoch
         run.best.restore(model)
+    if dtype != "float32":
+        model.float()
     history.seconds = time.perf_counter() - start
     return history
 
@@ -387,7 +392,7 @@ def _watch(
 
 
 def _is_finite(model: RatingModel) -> bool:
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or next(model.parameters()).dtype == torch.bfloat16:  # which numpy does not know
         return bool(torch.stack([p.isfinite().all() for p in model.parameters()]).all())
     # not by torch, whose threads wait for more work on cores that the next epoch needs
     return all(bool(np.isfinite(p.detach().numpy()).all()) for p in model.parameters())

@@ -200,6 +200,7 @@ class TestTrain:
             "prune_start": 3,
             "prune_threshold": 0.01,
             "min_clusters": 1,
+            "dtype": "float32",
             "n_factors": 6,
             "factor_scale": 0.3,
             "rank": 3,
@@ -214,7 +215,7 @@ class TestTrain:
         options = ["--model", model]
         for name in names:
             value = given[name]
-            assert name == "device" or value != getattr(config, name), name
+            assert name in ("device", "dtype") or value != getattr(config, name), name
             flag = "--" + name.replace("_", "-")
             options += [f"--no-{name}"] if value is False else [flag, str(value)]
         mfdmc("train", folder / "ratings.csv", "--out", tmp_path / "model", *options, "--json").json()

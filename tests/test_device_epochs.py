@@ -17,7 +17,7 @@ from mfdmc_fast.config import MFDMCConfig, TrainingConfig
 from mfdmc_fast.data import BatchIterator, RatingsDataset, make_planted_ratings
 from mfdmc_fast.data.batches import deal_stream
 from mfdmc_fast.epochs import make_epochs
-from mfdmc_fast.errors import TrainingDiverged
+from mfdmc_fast.errors import ConfigError, TrainingDiverged
 from mfdmc_fast.model import MFDMCModel
 from mfdmc_fast.ops import triton_backend
 from mfdmc_fast.pruning import remove_clusters
@@ -187,6 +187,32 @@ def test_16_bit_tables_train_with_float32_moments(ratings: RatingsDataset) -> No
     # one in 256 is the spacing of bfloat16, in which the parameters start already
     assert results[1][0]["mse"] == pytest.approx(results[0][0]["mse"], rel=1 / 128)
     assert results[1][1] == pytest.approx(results[0][1], rel=1 / 128)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_run_with_16_bit_tables_follows_that_with_float32(dtype: str, tmp_path: Path) -> None:
+    """Also where it is resumed, bit by bit; the trained model is float32."""
+    settings: dict[str, Any] = CASES["pruned"][1] | {"batch_size": 1300, "backend": "triton"}
+    table = make_planted_ratings(60, 45, 1300, seed=5)
+    checkpoints: dict[str, Any] = {"checkpoint_dir": tmp_path / "run", "checkpoint_every": 1}
+    expected = MFDMC(**settings, device=DEVICE).fit(table)
+    half = MFDMC(**settings, device=DEVICE, dtype=dtype).fit(table, **checkpoints)
+    assert {p.dtype for p in half.model_.parameters()} == {torch.float32}
+    assert half.history_.epochs[-1].loss["mse"] == pytest.approx(expected.history_.epochs[-1].loss["mse"], rel=0.02)
+    assert half.history_.prune_events
+    newest = max((tmp_path / "run").glob("epoch-*"))
+    newest.unlink()
+    resumed = MFDMC(**settings, device=DEVICE, dtype=dtype).fit(table, **checkpoints, resume=True)
+    for mine, other in zip(resumed.model_.parameters(), half.model_.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    half.save(tmp_path / "model")
+    assert np.array_equal(MFDMC.load(tmp_path / "model").predict([1, 2], [1, 2]), half.predict([1, 2], [1, 2]))
+
+
+def test_16_bit_tables_need_the_triton_backend(ratings: RatingsDataset) -> None:
+    model = new_model(MFDMCConfig(**SMALL, dtype="bfloat16", backend="reference"), ratings)
+    with pytest.raises(ConfigError, match="trained by the backend triton, not by reference"):
+        fit(model, ratings)
 
 
 def test_the_triton_backend_trains_on_the_device(ratings: RatingsDataset) -> None:

@@ -210,13 +210,12 @@ def _measure_convergence(section: Section) -> None:
         data = RatingsDataset.from_ratings(train).sorted()
         held_out = RatingsDataset.encode(test, data.users, data.items)
         rmse = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            model = make_model(data, MFDMCConfig(device=str(section.device), backend="triton")).to(
-                section.device, dtype
-            )
+        for dtype in ("float32", "bfloat16"):
+            config = MFDMCConfig(device=str(section.device), backend="triton", dtype=dtype)
+            model = make_model(data, config).to(section.device)
             fit(model, data)
-            rmse[str(dtype)] = evaluate_dataset(model.float(), held_out, data.scale)["rmse"]
-        difference = abs(rmse["torch.bfloat16"] - rmse["torch.float32"])
+            rmse[dtype] = evaluate_dataset(model, held_out, data.scale)["rmse"]
+        difference = abs(rmse["bfloat16"] - rmse["float32"])
         return {"details": rmse} | section.judged(difference, "RMSE apart", 0.002, most=True)
 
     section.item("ML-1M fold 1: fit with defaults on the host", functools.partial(whole, "cpu"), 30)

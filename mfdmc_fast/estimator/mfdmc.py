@@ -79,6 +79,7 @@ class MFDMC(RatingEstimator):
         prune_start: int = MFDMCConfig.prune_start,
         prune_threshold: float = MFDMCConfig.prune_threshold,
         min_clusters: int = MFDMCConfig.min_clusters,
+        dtype: Literal["float32", "bfloat16", "float16"] = MFDMCConfig.dtype,
         validation_fraction: float = MFDMCConfig.validation_fraction,
         patience: int | None = MFDMCConfig.patience,
         keep: Literal["last", "best"] = MFDMCConfig.keep,
@@ -115,6 +116,7 @@ class MFDMC(RatingEstimator):
         self.prune_start = prune_start
         self.prune_threshold = prune_threshold
         self.min_clusters = min_clusters
+        self.dtype = dtype
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.keep = keep
