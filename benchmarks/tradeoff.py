@@ -35,7 +35,7 @@ from mfdmc_fast.config import PRESETS, MFDMCConfig
 from mfdmc_fast.files import replacing
 
 RAW, TAUGHT, UNPRUNED, MARKED = "raw ratings", "with a teacher", "with a teacher, not pruned", "presets"
-_TAUGHT_WEIGHTS = (0.0, 0.003, 0.006, 0.011, 0.015, 0.02, 0.03, 0.045, 0.06, 0.09, 0.12)
+_TAUGHT_WEIGHTS = (0.0, 0.003, 0.006, 0.01, 0.015, 0.02, 0.03, 0.045, 0.06, 0.09, 0.12)
 # model, settings, end of the ramp, and weights: those with a teacher are smaller, as its predictions hold no noise
 CURVES: dict[str, tuple[str, dict[str, Any], int, tuple[float, ...]]] = {
     RAW: ("mfdmc", {}, 30, (0.0, 0.1, 0.2, 0.35, 0.5, 0.8, 1.1, 1.5, 2.0, 3.0)),
