@@ -1,6 +1,6 @@
 """Beyond ratings: images. MFDMC beside PCA, NMF and k-means of equal size, on the images that scikit-learn ships.
 
-    python -m benchmarks.images [--quick] [--seeds 5] [--json FILE]
+    python -m benchmarks.images [--quick] [--seeds 5] [--json FILE] [--report FILE]
 
 An image is a user, a pixel an item, the value of a pixel (0 to 16) a rating, and `MFDMC.fit` gets them like any other
 ratings. Two datasets: the 1,797 handwritten digits of 8x8 pixels, labels 0 to 9; and 2,000 patches of 8x8 pixels of the
@@ -16,10 +16,12 @@ RMSE, hidden: of a tenth of the pixels, drawn at random, that the method has not
 alone; PCA, NMF and k-means fill in and refit, see `completions`.
 
 Two settings of MFDMC were chosen by `benchmarks.tune_images` on other seeds, without labels: `mfdmc-accurate` without
-the paper's terms, `mfdmc-sharp` with all terms and pruning. `mfdmc-defaults` has the defaults, chosen for ratings from
-1 to 5. No teacher. `pixels` are the images themselves, 64 numbers, as a reference.
+the paper's terms, `mfdmc-sharp` with all terms and pruning. `mfdmc-defaults` has the defaults and `mfdmc-taught` the
+preset `accurate`, which learns from a Bayesian teacher: both were chosen for five stars. `pixels` are the images
+themselves, 64 numbers, as a reference.
 
-Writes results/images.json, with .md and .png beside it; with --quick only what --json asks for.
+Writes results/images.json, with .md and .png beside it; with --quick only what --json asks for. --report writes tables,
+centers and reconstructions as one HTML page in the format of `mfdmc report`.
 """
 
 from __future__ import annotations
@@ -33,34 +35,17 @@ import numpy as np
 import torch
 
 from benchmarks.results_file import RESULTS, provenance, write_json
-from benchmarks.suite.images import (
-    BASELINES,
-    COMPLETION,
-    DATASETS,
-    PIXELS,
-    SCALE,
-    SETTINGS,
-    SIDE,
-    Floats,
-    Images,
-    Reduced,
-    image_rows,
-    measure,
-    memberships,
-    mfdmc,
-)
+from benchmarks.suite.image_pictures import COLUMNS, OURS, SHARP, centers, reconstructions
+from benchmarks.suite.images import BASELINES, COMPLETION, DATASETS, SCALE, SETTINGS, SIDE, Floats, Images, measure
 from benchmarks.suite.report import table, write_markdown
 from benchmarks.suite.statistics import Interval, paired_interval
-from mfdmc_fast.estimator import MFDMC
 from mfdmc_fast.files import replacing
+from mfdmc_fast.report.images import Gallery, ImageSection, Picture, Scores, write_images
 
+TITLE = "Images: MFDMC beside PCA, NMF and k-means"
 REFERENCE = "pixels"
 METHODS = (REFERENCE, *BASELINES, *SETTINGS)
 QUICK_IMAGES, QUICK_SEEDS = 500, 2
-# images in a line of the picture; also the clusters of a view before pruning
-COLUMNS = 10
-# who is compared with whom
-OURS = ("mfdmc-accurate", "mfdmc-sharp")
 COLORS = {
     "pixels": "#999999",
     "pca": "#0072B2",
@@ -68,6 +53,7 @@ COLORS = {
     "k-means": "#CC79A7",
     "mfdmc-defaults": "#F0E442",
     "mfdmc-accurate": "#D55E00",
+    "mfdmc-taught": "#56B4E9",
     "mfdmc-sharp": "#E69F00",
 }
 Rows = list[dict[str, Any]]
@@ -140,7 +126,7 @@ def markdown(rows: Rows) -> str:
     """All tables, and who wins."""
     seeds = len({row["seed"] for row in rows})
     parts = [
-        "# Images: MFDMC beside PCA, NMF and k-means\n",
+        f"# {TITLE}\n",
         "Written by `python -m benchmarks.images`, which says what is measured and how the settings were chosen.",
         f"Means over {seeds} seeds with Student's 95 % interval. 16 numbers for an image; `pixels` has 64.",
     ]
@@ -184,68 +170,33 @@ def verdicts(rows: Rows, dataset: str, ours: str) -> list[str]:
     return lines
 
 
-def cluster_pictures(model: MFDMC, n: int) -> list[Floats]:
-    """What the clusters of images look like: one [K_v, PIXELS] a view.
-
-    The mean image, in which the part of the view is that of the center: (z_mean with c_k in its place for the view) ·
-    z_pixel, for views that are joined (`concat`) and no biases; clipped to [0, 16].
-
-    Args:
-        model: fitted to images.
-        n: number of images.
-    """
-    side = model.model_.prunable_sides()["user"]
-    mean = model.model_.embeddings("user").numpy()[image_rows(model, n)].mean(0)
-    pixels = model.model_.embeddings("item").numpy()[model.items_.encode(np.arange(PIXELS))]
-    dim = model.view_dim
-    pictures = []
-    for view, centers in enumerate(side.centers.detach().split(side.n_clusters)):
-        images = np.tile(mean, (len(centers), 1))
-        images[:, view * dim : (view + 1) * dim] = centers.numpy()
-        pictures.append((images @ pixels.T).clip(*SCALE).astype(np.float64))
-    return pictures
-
-
 def show(axes: Any, picture: Floats, title: str = "") -> None:
     """One image on axes."""
     axes.imshow(picture.reshape(SIDE, SIDE), cmap="gray_r", vmin=SCALE[0], vmax=SCALE[1])
     axes.set_title(title, fontsize=6, pad=2)
 
 
-def draw_centers(figure: Any, images: Images, method: str, seed: int) -> None:
+def draw_centers(figure: Any, images: Images, seed: int) -> None:
     """A row for each view, its clusters by usage."""
-    fitted = mfdmc(images.pixels, np.ones(images.pixels.shape, dtype=bool), SETTINGS[method], seed)
-    assert fitted.model is not None
-    n = len(images.labels)
-    views = memberships(fitted.model, "user", n)
-    pictures = cluster_pictures(fitted.model, n)
+    views = centers(images, SHARP, seed)
     grid = figure.subplots(len(views), COLUMNS)
-    for line, weights, of_view in zip(grid, views, pictures, strict=True):
-        usage = weights.mean(0)
+    for line, of_view in zip(grid, views, strict=True):
         for axes in line:
             axes.axis("off")
-        for axes, cluster in zip(line, np.argsort(-usage, kind="stable"), strict=False):
-            show(axes, of_view[cluster], f"{usage[cluster]:.0%}")
+        for axes, usage, picture in zip(line, *of_view, strict=False):
+            show(axes, picture, f"{usage:.0%}")
     figure.suptitle(
-        f"{images.name}: centers of the image clusters of {method}, a view a row, with their usage", fontsize=9
+        f"{images.name}: centers of the image clusters of {SHARP}, a view a row, with their usage", fontsize=9
     )
 
 
 def draw_reconstructions(figure: Any, images: Images, seed: int) -> None:
-    """Ten images, of each label the first ones, and what each method makes of them."""
-    everything = np.ones(images.pixels.shape, dtype=bool)
-    rows: dict[str, Floats] = {"original": images.pixels}
-    for name in OURS:
-        rows[name] = mfdmc(images.pixels, everything, SETTINGS[name], seed).reconstruction
-    for name, fit in BASELINES.items():
-        reduced: Reduced = fit(images.pixels, seed)
-        rows[name] = reduced.reconstruction
-    each = COLUMNS // images.n_labels
-    first = [int(at) for label in range(images.n_labels) for at in np.flatnonzero(images.labels == label)[:each]]
+    """A row for each method."""
+    rows = reconstructions(images, seed)
     grid = figure.subplots(len(rows), COLUMNS)
-    for line, (name, pixels) in zip(grid, rows.items(), strict=True):
-        for axes, image in zip(line, first, strict=True):
-            show(axes, pixels[image])
+    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            show(axes, picture)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
     figure.suptitle(f"{images.name}: originals and reconstructions", fontsize=9)
@@ -280,14 +231,67 @@ def plot(rows: Rows, n: int | None, path: Path) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=(2, 1.4))
     left, right = top.subfigures(1, 2)
     parts = (left.subfigures(2, 1), right.subfigures(2, 1))
-    for load, centers, reconstructions in zip(DATASETS.values(), *parts, strict=True):
+    for load, of_centers, of_images in zip(DATASETS.values(), *parts, strict=True):
         images = load(n, 0)
-        draw_centers(centers, images, "mfdmc-sharp", 0)
-        draw_reconstructions(reconstructions, images, 0)
+        draw_centers(of_centers, images, 0)
+        draw_reconstructions(of_images, images, 0)
     draw_scores(bottom, rows)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
+
+
+def page_section(rows: Rows, dataset: str, n: int | None) -> ImageSection:
+    """What the page says of a dataset: all scores, who wins, centers and reconstructions of seed 0."""
+    cells = [[interval(rows, dataset, method, column.key) for column in MEASURES] for method in METHODS]
+    best = []
+    for at, column in enumerate(MEASURES):
+        means = [column.sign * one[at].mean if one[at] else -np.inf for one in cells]
+        means[METHODS.index(REFERENCE)] = -np.inf
+        best.append(int(np.argmax(means)))
+    of_methods = [(method, [shown(one) for one in of_method]) for method, of_method in zip(METHODS, cells, strict=True)]
+    scores = Scores(
+        "Means over the seeds; bold: best of those with 16 numbers",
+        [column.title for column in MEASURES],
+        of_methods,
+        best,
+    )
+    of_views = [
+        (title, [shown(interval(rows, dataset, method, key)) for method in SETTINGS])
+        for key, title in VIEW_MEASURES.items()
+    ]
+    alone = Scores("Memberships and views of MFDMC", list(SETTINGS), of_views, [None] * len(SETTINGS))
+    images = DATASETS[dataset](n, 0)
+    views = [
+        (f"view {view}", [picture(p, f"{u:.0%}", f"cluster with {u:.0%} of the weight") for u, p in pairs])
+        for view, pairs in enumerate(zip(*of_view, strict=True) for of_view in centers(images, SHARP, 0))
+    ]
+    made = [
+        (name, [picture(p, "", f"image {at} by {name}") for at, p in enumerate(pictures)])
+        for name, pictures in reconstructions(images, 0).items()
+    ]
+    return ImageSection(
+        f"{dataset}, {len(images.labels):,} images",
+        "16 numbers for an image; pixels has 64. k-NN accuracy, NMI and AMI compare with the labels, which no method"
+        " has seen: more is better. RMSE in pixel values, 0 to 16, with all pixels known and on a hidden tenth: less is"
+        f" better. {_WINNING}",
+        [scores, alone],
+        [(ours, line) for ours in OURS for line in verdicts(rows, dataset, ours)],
+        [
+            Gallery(
+                f"Centers of {SHARP}",
+                "The mean image with the part of one view replaced by that of a center, and the usage of the center."
+                " A row is a view; its missing centers were pruned.",
+                views,
+            ),
+            Gallery("Reconstructions", "Images of every label, and what each method makes of its numbers.", made),
+        ],
+    )
+
+
+def picture(pixels: Floats, caption: str, says: str) -> Picture:
+    """An image for the page."""
+    return Picture(pixels.reshape(SIDE, SIDE) / SCALE[1], caption, says)
 
 
 def run(n: int | None, seeds: int) -> Rows:
@@ -310,6 +314,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds of {QUICK_IMAGES} images")
     parser.add_argument("--seeds", type=int, help="how many (5)")
     parser.add_argument("--json", type=Path, help="where to write the results, with .md and .png beside them")
+    parser.add_argument("--report", type=Path, help="where to write an HTML page of the results")
     args = parser.parse_args()
     # the fits are small
     torch.set_num_threads(1)
@@ -318,10 +323,15 @@ def main() -> None:
     rows = run(n, seeds)
     text = markdown(rows)
     print(text)
+    command = f"python -m benchmarks.images{' --quick' if args.quick else ''} --seeds {seeds}"
+    if args.report:
+        origin = provenance(command)
+        said = f"{command}, {seeds} seeds, commit {origin['commit']}, {origin['cpu']}."
+        write_images(args.report, [page_section(rows, dataset, n) for dataset in DATASETS], title=TITLE, text=said)
+        print(f"wrote {args.report}")
     path = args.json or (None if args.quick else RESULTS / "images.json")
     if path is None:
         return
-    command = f"python -m benchmarks.images{' --quick' if args.quick else ''} --seeds {seeds}"
     chosen = {"settings": SETTINGS, "completion": COMPLETION}
     write_json(path, {**provenance(command), **chosen, "rows": rows})
     write_markdown(text, path.with_suffix(".md"))

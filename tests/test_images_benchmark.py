@@ -15,7 +15,7 @@ from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_s
 
 from benchmarks import images as benchmark
 from benchmarks import tune_images
-from benchmarks.suite import images
+from benchmarks.suite import image_pictures, images
 from benchmarks.suite.statistics import Interval
 from mfdmc_fast.estimator import MFDMC
 
@@ -184,7 +184,7 @@ def test_a_clusters_picture_is_its_part_of_the_mean_image() -> None:
     pixels = 8 + rng.uniform(-1, 1, (80, 64))  # far from the ends, so that nothing is clipped
     model = images.mfdmc(pixels, np.ones(pixels.shape, dtype=bool), {**SMALL, "epochs": 20}, 0).model
     assert model is not None
-    pictures = benchmark.cluster_pictures(model, 80)
+    pictures = image_pictures.cluster_pictures(model, 80)
     views = images.memberships(model, "user", 80)
     weights = images.memberships(model, "item", 64)
     assert [len(picture) for picture in pictures] == [view.shape[1] for view in views]
@@ -230,12 +230,14 @@ def test_the_whole_command_in_small(
 ) -> None:
     small = {name: {**settings, "epochs": 2} for name, settings in images.SETTINGS.items()}
     completion = {name: {method: {"rounds": 1} for method in images.BASELINES} for name in images.DATASETS}
-    for module in (images, benchmark):
+    for module in (images, benchmark, image_pictures):
         monkeypatch.setattr(module, "SETTINGS", small)
+    for module in (images, benchmark):
         monkeypatch.setattr(module, "COMPLETION", completion)
     monkeypatch.setattr(benchmark, "QUICK_IMAGES", 100)
     path = tmp_path / "images.json"
-    monkeypatch.setattr(sys, "argv", ["images", "--quick", "--json", str(path)])
+    page = tmp_path / "page.html"
+    monkeypatch.setattr(sys, "argv", ["images", "--quick", "--json", str(path), "--report", str(page)])
     benchmark.main()
     results = json.loads(path.read_text(encoding="utf-8"))
     assert len(results["rows"]) == 2 * 2 * len(benchmark.METHODS)
@@ -243,6 +245,10 @@ def test_the_whole_command_in_small(
     assert results["settings"] == small
     text = (tmp_path / "images.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
+    html = page.read_text(encoding="utf-8")
+    # ten images and what six methods make of them, for two datasets, and the centers beside them
+    assert html.count("<img ") > 2 * 10 * 7
+    assert "against nmf" in html
     assert "against nmf" in text
     assert (tmp_path / "images.png").read_bytes().startswith(b"\x89PNG")
 

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import ablation, sensitivity
+from benchmarks import ablation, sensitivity, tradeoff
 from benchmarks.suite import worker
 from benchmarks.suite.lab import Lab, Store, Worker
 from benchmarks.suite.models import all_models
 from benchmarks.suite.study import Variant, run_variants
 from benchmarks.suite.worker import VALIDATION
+from mfdmc_fast.config import PRESETS
 from mfdmc_fast.estimator import MFDMC
 
 
@@ -31,7 +32,11 @@ def made(variants: list[Variant], folds: tuple[str, ...]) -> Any:
     return [(v, {(fold, seed): made_row(v, fold, seed) for fold in folds for seed in (0, 1)}) for v in variants]
 
 
-@pytest.mark.parametrize("variants", [ablation.variants(), sensitivity.variants("mfdmc")], ids=["ablation", "sweeps"])
+@pytest.mark.parametrize(
+    "variants",
+    [ablation.variants(), sensitivity.variants("mfdmc"), tradeoff.variants()],
+    ids=["ablation", "sweeps", "tradeoff"],
+)
 def test_every_variant_is_a_setting_of_mfdmc(variants: list[Variant]) -> None:
     names = [(variant.group, variant.name) for variant in variants]
     assert len(set(names)) == len(names)
@@ -43,7 +48,7 @@ def test_every_variant_is_a_setting_of_mfdmc(variants: list[Variant]) -> None:
 
 
 def test_schedules_have_the_same_greatest_weights() -> None:
-    for model, top in (("mfdmc", "0.094"), ("mfdmc-balanced", "0.014")):
+    for model, top in (("mfdmc", "0.094"), ("mfdmc-balanced", "0.01")):
         schedules = sensitivity.schedules(model)
         assert schedules["constant"]["weight_entropy"] == top
         assert schedules["up in 30 epochs"]["weight_entropy"] == f"0:{top}:30"
@@ -70,6 +75,29 @@ def test_the_sweeps_report(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     sensitivity.plot(results, "a title", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tradeoffs_report(tmp_path: Path) -> None:
+    results = made(tradeoff.variants(), ("u1",))
+    assert {variant.name for variant, _ in results if variant.group == tradeoff.MARKED} == set(PRESETS)
+    text = tradeoff.markdown(results, "a title")
+    # 18 of 2 x 16 x 16 clusters are left, and of 2 x 8 x 10
+    assert "| 0.01 | 0.9105 ± 0.0007 | 0.38 | 0.50 / 0.25 | 96% |" in text
+    assert "| fast | 0.9105 ± 0.0007 | 0.38 | 0.50 / 0.25 | 89% |" in text
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    tradeoff.plot(results, "a title", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_quick_tradeoff_has_the_ends_of_its_curves() -> None:
+    few = tradeoff.variants(4)
+    assert len(few) < len(tradeoff.variants()) / 2
+    for curve, (_, _, _, weights) in tradeoff.CURVES.items():
+        names = [variant.name for variant in few if variant.group == curve]
+        assert names[0] == "0"
+        assert float(names[-1]) > weights[len(weights) // 2]
+    taught = [variant for variant in tradeoff.variants() if variant.group == tradeoff.TAUGHT]
+    assert PRESETS["balanced"]["weight_entropy"] in [variant.settings["weight_entropy"] for variant in taught]
 
 
 def test_variants_run_once_and_failures_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from mfdmc_fast.data import Features, Vocabulary
 from mfdmc_fast.data.labels import FLAGS
 from mfdmc_fast.interpret.affinity import view_pairs
+from mfdmc_fast.interpret.enrichment import LabelCounts, adjusted_together, count_labels
 from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 
 # a label must be held by this many members of a cluster, or chance and rarity say more than the cluster does
@@ -41,8 +43,8 @@ class LabelLift(NamedTuple):
         smoothed_lift: (held + LIFT_PRIOR) / (expected count + LIFT_PRIOR), nearer to 1 where counts are small.
         p_value: P(X >= held) for X hypergeometric: the cluster's members drawn from the side without regard to the
             label.
-        q_value: p_value after Benjamini and Hochberg (1995) over all clusters and labels of the side with
-            held >= MIN_COUNT.
+        q_value: p_value after Benjamini and Hochberg (1995) over all clusters of the side and all labels that MIN_COUNT
+            of its entities hold.
     """
 
     label: str
@@ -159,50 +161,56 @@ def side_labels(features: Features | None, vocabulary: Vocabulary) -> SideLabels
     return SideLabels(labels, entities, label_idx, described)
 
 
-def label_lifts(members: list[npt.NDArray[np.int64]], table: SideLabels) -> list[list[LabelLift]]:
-    """For each cluster its over-represented labels: held >= MIN_COUNT, lift > 1 and q_value <= MAX_Q.
+def label_counts(weights: npt.NDArray[np.floating], table: SideLabels) -> LabelCounts:
+    """How many members of each cluster of a view hold each label; members without metadata do not count.
 
     Args:
-        members: rows of each cluster's members.
-        table: labels of the side's entities; members without metadata do not count.
+        weights: [n, K] of the view; an entity is a member of the cluster with its largest one.
+        table: labels of the n entities.
     """
-    from scipy.stats import hypergeom
+    clusters = np.where(table.described, weights.argmax(1), -1)
+    return count_labels(clusters, weights.shape[1], table.entities, table.label_idx, len(table.labels))
 
-    from mfdmc_fast.interpret.enrichment import benjamini_hochberg
 
-    if not len(table.labels):
-        return [[] for _ in members]
-    n_described = int(table.described.sum())
-    totals = np.bincount(table.label_idx, minlength=len(table.labels))
-    counts, sizes = np.zeros((len(members), len(totals)), dtype=np.int64), np.zeros(len(members), dtype=np.int64)
-    for k, rows in enumerate(members):
-        is_member = np.zeros(len(table.described), dtype=bool)
-        is_member[rows] = True
-        counts[k] = np.bincount(table.label_idx[is_member[table.entities]], minlength=len(totals))
-        sizes[k] = int((is_member & table.described).sum())
-    clusters, labels = np.nonzero(counts >= MIN_COUNT)
-    if not len(clusters):
-        return [[] for _ in members]
-    held, drawn, marked = counts[clusters, labels], sizes[clusters], totals[labels]
-    p_values = hypergeom.sf(held - 1, n_described, marked, drawn)
-    # rounding may leave it a little above 1
-    q_values = benjamini_hochberg(np.clip(p_values, 0.0, 1.0))
-    expected = drawn * marked / n_described
-    found: list[list[LabelLift]] = [[] for _ in members]
-    for at in np.flatnonzero((q_values <= MAX_Q) & (held > expected)).tolist():
-        found[clusters[at]].append(
-            LabelLift(
-                table.labels[labels[at]],
-                int(held[at]),
-                float(held[at] / drawn[at]),
-                float(marked[at] / n_described),
-                float(held[at] / expected[at]),
-                float((held[at] + LIFT_PRIOR) / (expected[at] + LIFT_PRIOR)),
-                float(p_values[at]),
-                float(q_values[at]),
-            )
-        )
-    return [sorted(lifts, key=lambda lift: -lift.smoothed_lift) for lifts in found]
+def label_lifts(views: Sequence[npt.NDArray[np.floating]], table: SideLabels) -> list[list[LabelLift]]:
+    """For each cluster of each view its over-represented labels: held >= MIN_COUNT, lift > 1 and q_value <= MAX_Q.
+
+    Args:
+        views: V times [n, K_v] weights.
+        table: labels of the n entities.
+    """
+    # a label that too few hold cannot be on a card, and would only make the others less certain
+    frequent = np.flatnonzero(np.bincount(table.label_idx, minlength=len(table.labels)) >= MIN_COUNT)
+    if not len(frequent):
+        return [[] for view in views for _ in range(view.shape[1])]
+    is_frequent = np.isin(table.label_idx, frequent)
+    table = table._replace(
+        labels=[table.labels[at] for at in frequent.tolist()],
+        entities=table.entities[is_frequent],
+        label_idx=np.searchsorted(frequent, table.label_idx[is_frequent]),
+    )
+    counted = [label_counts(view, table) for view in views]
+    p_values = [counts.p_values() for counts in counted]
+    found = []
+    for counts, p, q in zip(counted, p_values, adjusted_together(p_values), strict=True):
+        expected = counts.expected
+        stands_out = (counts.held >= MIN_COUNT) & (counts.held > expected) & (q <= MAX_Q)
+        for k, size in enumerate(counts.sizes.tolist()):
+            lifts = [
+                LabelLift(
+                    table.labels[at],
+                    int(counts.held[k, at]),
+                    float(counts.held[k, at] / size),
+                    float(counts.totals[at] / counts.n),
+                    float(counts.held[k, at] / expected[k, at]),
+                    float((counts.held[k, at] + LIFT_PRIOR) / (expected[k, at] + LIFT_PRIOR)),
+                    float(p[k, at]),
+                    float(q[k, at]),
+                )
+                for at in np.flatnonzero(stands_out[k]).tolist()
+            ]
+            found.append(sorted(lifts, key=lambda lift: -lift.smoothed_lift))
+    return found
 
 
 def cluster_cards(
@@ -274,27 +282,26 @@ def _drafts(
     titles = [str(raw) for raw in vocabulary.ids.tolist()] if features is None else features.titles_of(vocabulary)
     table = side_labels(features, vocabulary)
     drafts: list[_Draft] = []
-    members: list[npt.NDArray[np.int64]] = []
-    for view, (ids, weights) in enumerate(zip(side.cluster_ids, side.assignment_weights(), strict=True)):
-        heaviest = weights.argmax(1).cpu().numpy()
+    views = side.assignment_weights()
+    for view, (ids, weights) in enumerate(zip(side.cluster_ids, views, strict=True)):
+        sizes = weights.argmax(1).bincount(minlength=len(ids)).tolist()
         usage = weights.mean(0, dtype=torch.float64).tolist()
         top_weights, top_rows = weights.topk(min(max(top, 1), len(weights)), dim=0)
         for k, cluster in enumerate(ids):
-            members.append(np.flatnonzero(heaviest == k))
             rows = top_rows[:, k].cpu().numpy()
             drafts.append(
                 _Draft(
                     view,
                     cluster,
                     usage[k],
-                    len(members[-1]),
+                    sizes[k],
                     vocabulary.decode(rows).tolist(),
                     top_weights[:, k].tolist(),
                     [titles[row] for row in rows.tolist()],
                     [],
                 )
             )
-    lifts = label_lifts(members, table)
+    lifts = label_lifts([weights.detach().cpu().numpy() for weights in views], table)
     return [draft._replace(labels=found) for draft, found in zip(drafts, lifts, strict=True)]
 
 

@@ -82,12 +82,62 @@ def lift(weights: npt.NDArray[np.floating], indicator: npt.NDArray[np.bool_]) ->
     return found
 
 
+class LabelCounts(NamedTuple):
+    """How many entities of each cluster have each label.
+
+    Attributes:
+        held: [K, L] int64, entities of the cluster with the label.
+        sizes: [K] int64, entities of the cluster.
+        totals: [L] int64, entities with the label.
+        n: entities in all.
+    """
+
+    held: Ints
+    sizes: Ints
+    totals: Ints
+    n: int
+
+    @property
+    def expected(self) -> Floats:
+        """[K, L] of `held` if clusters said nothing of labels: sizes · totals / n."""
+        found: Floats = self.sizes[:, None] * self.totals[None, :] / max(1, self.n)
+        return found
+
+    def p_values(self) -> Floats:
+        """[K, L], hypergeometric: at least `held` of a label among `sizes` entities drawn without replacement."""
+        p = np.ones(self.held.shape)
+        # none or more is certain; most pairs are of this kind where labels are many, and the function is slow
+        k, label = np.nonzero(self.held)
+        p[k, label] = hypergeom.sf(self.held[k, label] - 1, self.n, self.totals[label], self.sizes[k])
+        return np.clip(p, 0.0, 1.0)
+
+
+def count_labels(clusters: Ints, n_clusters: int, entities: Ints, label_idx: Ints, n_labels: int) -> LabelCounts:
+    """Count the labels in clusters.
+
+    Args:
+        clusters: [n] cluster of each entity, from 0 on; below 0: not counted.
+        entities, label_idx: [P] pairs of an entity and a label that it has, each once.
+    """
+    is_counted = clusters >= 0
+    at_cluster = clusters[entities]
+    known = at_cluster >= 0
+    cells = np.bincount(at_cluster[known] * n_labels + label_idx[known], minlength=n_clusters * n_labels)
+    held = cells.reshape(n_clusters, n_labels)
+    sizes = np.bincount(clusters[is_counted], minlength=n_clusters)
+    return LabelCounts(held, sizes, held.sum(0), int(is_counted.sum()))
+
+
 def over_representation(clusters: Ints, indicator: npt.NDArray[np.bool_], n_clusters: int) -> Floats:
     """[K, L] p-values, hypergeometric: at least so many of a label among as many entities drawn without replacement."""
-    sizes = np.bincount(clusters, minlength=n_clusters)
-    having = _counts(clusters, indicator, n_clusters)
-    p: Floats = hypergeom.sf(having - 1, len(clusters), indicator.sum(0)[None, :], sizes[:, None])
-    return np.clip(p, 0.0, 1.0)
+    entities, label_idx = np.nonzero(indicator)
+    return count_labels(clusters, n_clusters, entities, label_idx, indicator.shape[1]).p_values()
+
+
+def adjusted_together(p_values: Sequence[Floats]) -> list[Floats]:
+    """The p-values of all views, V times [K_v, L], adjusted together by Benjamini and Hochberg."""
+    adjusted = benjamini_hochberg(np.concatenate(p_values))
+    return np.split(adjusted, np.cumsum([len(of_view) for of_view in p_values])[:-1])
 
 
 def holm(p_values: npt.ArrayLike) -> Floats:
@@ -129,19 +179,19 @@ def cluster_labels(
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha = {alpha}: must lie between 0 and 1")
     hard = [view.argmax(1).astype(np.int64) for view in views]
-    p = [over_representation(c, table.indicator, v.shape[1]) for c, v in zip(hard, views, strict=True)]
-    adjusted = np.split(benjamini_hochberg(np.concatenate(p)), np.cumsum([len(part) for part in p])[:-1])
+    n_labels = len(table.labels)
+    entities, label_idx = np.nonzero(table.indicator)
+    counted = [count_labels(c, v.shape[1], entities, label_idx, n_labels) for c, v in zip(hard, views, strict=True)]
+    adjusted = adjusted_together([counts.p_values() for counts in counted])
     found = []
-    base = table.indicator.mean(0)
-    for view, (clusters, p_values) in enumerate(zip(hard, adjusted, strict=True)):
-        sizes = np.bincount(clusters, minlength=len(p_values))
-        having = _counts(clusters, table.indicator, len(p_values))
-        firsts = _counts(clusters, np.eye(len(table.labels), dtype=bool)[table.first], len(p_values))
-        for k, size in enumerate(sizes.tolist()):
-            lifts = having[k] / np.maximum(size * base, 1e-12)
-            chosen = np.flatnonzero((p_values[k] <= alpha) & (lifts >= min_lift) & (having[k] >= min_count))
+    for view, (clusters, counts, p_values) in enumerate(zip(hard, counted, adjusted, strict=True)):
+        firsts = count_labels(clusters, len(p_values), np.arange(len(table)), table.first, n_labels).held
+        expected = counts.expected
+        for k, size in enumerate(counts.sizes.tolist()):
+            lifts = counts.held[k] / np.maximum(expected[k], 1e-12)
+            chosen = np.flatnonzero((p_values[k] <= alpha) & (lifts >= min_lift) & (counts.held[k] >= min_count))
             labels = [
-                LabelInCluster(table.labels[at], int(having[k, at]), float(lifts[at]), float(p_values[k, at]))
+                LabelInCluster(table.labels[at], int(counts.held[k, at]), float(lifts[at]), float(p_values[k, at]))
                 for at in chosen[np.argsort(-lifts[chosen], kind="stable")].tolist()
             ]
             commonest = table.labels[int(firsts[k].argmax())] if size else None
@@ -165,9 +215,3 @@ def coverage(found: Sequence[ClusterLabels], table: LabelTable) -> dict[str, flo
         "clusters": len(named) / len(found),
         "entities": sum(one.size for one in named) / total,
     }
-
-
-def _counts(clusters: Ints, indicator: npt.NDArray[np.bool_], n_clusters: int) -> Ints:
-    counts = np.zeros((n_clusters, indicator.shape[1]), dtype=np.int64)
-    np.add.at(counts, clusters, indicator)
-    return counts

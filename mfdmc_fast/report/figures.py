@@ -13,7 +13,7 @@ from mfdmc_fast.data import Features, RatingsDataset, read_ratings
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import MFDMC, RatingEstimator
 from mfdmc_fast.interpret.affinity import usages
-from mfdmc_fast.interpret.cards import LIFT_PRIOR, MIN_COUNT, side_labels
+from mfdmc_fast.interpret.cards import LIFT_PRIOR, MIN_COUNT, label_counts, side_labels
 from mfdmc_fast.model import SideName
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.training import TrainingHistory
@@ -122,12 +122,8 @@ def label_lift_grids(model: MFDMC, side: SideName, features: Features, *, n_labe
     grids = []
     module = state.model_.prunable_sides()[side]
     for ids, weights in zip(module.cluster_ids, model.memberships(side), strict=True):
-        heaviest = weights.argmax(1)
-        sizes = np.bincount(heaviest[table.described], minlength=len(ids))
-        held = np.zeros((len(ids), len(totals)))
-        np.add.at(held, (heaviest[table.entities], table.label_idx), 1)
-        expected = sizes[:, None] * totals[None, :] / max(1, int(table.described.sum()))
-        lift = (held + LIFT_PRIOR) / (expected + LIFT_PRIOR)
+        counts = label_counts(weights, table)
+        lift = (counts.held + LIFT_PRIOR) / (counts.expected + LIFT_PRIOR)
         grids.append(LiftGrid([table.labels[k] for k in shown.tolist()], list(ids), lift[:, shown]))
     return grids
 

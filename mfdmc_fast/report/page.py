@@ -60,7 +60,7 @@ def render_report(
     Raises:
         ConfigError: jinja2 is missing. DataError: metadata or test ratings cannot be used.
     """
-    environment = _environment()
+    environment = template_environment()
     # only now: they need a package that comes with jinja2
     from mfdmc_fast.report import sections
     from mfdmc_fast.report.svg import Charts
@@ -121,7 +121,7 @@ def render_report(
     return page
 
 
-def _environment() -> Any:
+def template_environment() -> Any:
     """Jinja's environment, which escapes everything; ConfigError where it is not installed."""
     try:
         import jinja2

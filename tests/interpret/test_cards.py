@@ -35,7 +35,9 @@ class TestLabelLifts:
         return SideLabels(["a", "b"], entities, np.array([0] * 6 + [1] * 15, dtype=np.int64), described)
 
     def test_by_hand(self) -> None:
-        (lifts, others) = label_lifts([np.array([0, 1, 2, 3, 4, 19]), np.arange(5, 19)], self.table())
+        clusters = np.ones(20, dtype=np.int64)
+        clusters[[0, 1, 2, 3, 4, 19]] = 0
+        (lifts, others) = label_lifts([np.eye(2)[clusters]], self.table())
         # 5 of the 5 described members hold `a`, which 6 of 19 hold: C(6, 5) / C(19, 5); `b`: C(15, 5) / C(19, 5)
         p_a, p_b = 6 / math.comb(19, 5), math.comb(15, 5) / math.comb(19, 5)
         found = lifts[0]
@@ -44,22 +46,33 @@ class TestLabelLifts:
         assert found.lift == pytest.approx(19 / 6)
         assert found.smoothed_lift == pytest.approx(10 / (30 / 19 + 5))
         assert found.p_value == pytest.approx(p_a)
-        # three tests have a count of 5 or more: these two and `b` in the second cluster, whose p is the largest
-        assert found.q_value == pytest.approx(3 * p_a)
+        # four tests: two labels, each held by five or more, in two clusters
+        assert found.q_value == pytest.approx(4 * p_a)
         assert p_b > 0.05
         assert others == []
 
     def test_few_holders_and_no_labels_say_nothing(self) -> None:
-        assert label_lifts([np.arange(4)], self.table()) == [[]]
+        # each label five times: once in every cluster
+        rare = SideLabels(["a", "b"], np.arange(10), np.repeat([0, 1], 5), np.ones(10, dtype=bool))
+        assert label_lifts([np.eye(5)[np.arange(10) % 5]], rare) == [[], [], [], [], []]
         nothing = side_labels(None, Vocabulary([1, 2]))
-        assert label_lifts([np.arange(2), np.arange(0)], nothing) == [[], []]
+        assert label_lifts([np.eye(2), np.ones((2, 1))], nothing) == [[], [], []]
+        unknown = SideLabels(["a"], np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64), np.zeros(2, dtype=bool))
+        assert label_lifts([np.eye(2)], unknown) == [[], []]
+
+    def test_labels_of_few_are_no_tests(self) -> None:
+        table = self.table()
+        more = table._replace(labels=[*table.labels, "c"], entities=np.append(table.entities, 7))
+        more = more._replace(label_idx=np.append(table.label_idx, 2))
+        weights = np.eye(2)[(np.arange(20) >= 5).astype(np.int64)]
+        assert label_lifts([weights], more) == label_lifts([weights], table)
 
     def test_random_labels_are_hardly_ever_found(self) -> None:
         generator = np.random.default_rng(0)
         entities, label_idx = np.nonzero(generator.random((400, 12)) < 0.3)
         table = SideLabels([f"l{k}" for k in range(12)], entities, label_idx, np.ones(400, dtype=bool))
-        members = np.array_split(generator.permutation(400), 10)
-        assert sum(map(len, label_lifts(members, table))) <= 1
+        weights = np.eye(10)[generator.permutation(400) % 10]
+        assert sum(map(len, label_lifts([weights], table))) <= 1
 
 
 def planted_labels(model: MFDMC, view: int) -> dict[int, str]:

@@ -21,6 +21,7 @@ from mfdmc_fast.interpret import (
     over_representation,
     purity,
 )
+from mfdmc_fast.interpret.enrichment import adjusted_together, count_labels
 
 CLUSTERS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
 IS_WAR = np.array([[1, 1, 1, 0, 1, 0, 0, 0, 0, 0]], dtype=bool).T
@@ -100,3 +101,20 @@ def test_settings_narrow_what_stands_out(table: LabelTable) -> None:
     assert not any(one.labels for one in cluster_labels(views, table, alpha=1e-12))
     with pytest.raises(ConfigError, match="alpha = 1"):
         cluster_labels(views, table, alpha=1)
+
+
+def test_counts_by_hand() -> None:
+    """Five entities, the last of which is not counted; labels are held by 0 and 1, and by 1, 2 and 4."""
+    found = count_labels(np.array([0, 0, 1, 1, -1]), 3, np.array([0, 1, 1, 2, 4]), np.array([0, 0, 1, 1, 1]), 2)
+    assert found.held.tolist() == [[2, 1], [0, 1], [0, 0]]
+    assert (found.sizes.tolist(), found.totals.tolist(), found.n) == ([2, 2, 0], [2, 2], 4)
+    assert found.expected.tolist() == [[1, 1], [1, 1], [0, 0]]
+    # 2 of 2 with the label of 4 with 2: 1 / C(4, 2); at least 1 of 2: all but the pair without it
+    np.testing.assert_allclose(found.p_values(), [[1 / 6, 5 / 6], [1, 5 / 6], [1, 1]])
+
+
+def test_p_values_of_all_views_are_adjusted_together() -> None:
+    p = [np.array([[0.01, 0.04]]), np.array([[0.03, 0.5], [0.2, 1.0]])]
+    found = adjusted_together(p)
+    assert [view.shape for view in found] == [(1, 2), (2, 2)]
+    np.testing.assert_allclose(np.concatenate(found), benjamini_hochberg(np.concatenate(p)))

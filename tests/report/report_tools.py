@@ -1,7 +1,8 @@
-"""A model for the tests of reports, with metadata that must be escaped, and its page."""
+"""A model for the tests of reports, with metadata that must be escaped, and a reader of pages."""
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from pathlib import Path
 
 from mfdmc_fast import MFDMC
@@ -30,3 +31,40 @@ def write_items(path: Path, model: MFDMC) -> Path:
             lines.append(f'{k};"{title}";<b>g{cluster}</b>')
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
+
+
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+
+
+class Page(HTMLParser):
+    """Elements of a page, by name with their attributes, and text; fails where tags do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.texts.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def sections(self) -> set[str]:
+        return {attributes["id"] for attributes in self.named("section")}

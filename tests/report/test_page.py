@@ -5,53 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_tools import NASTY, fitted, write_items
+from report_tools import NASTY, Page, fitted, write_items
 
 from mfdmc_fast import MFDMC, BayesianMF, ConfigError, DataError, FunkMF
 from mfdmc_fast.data import Ratings, make_planted_ratings
 from mfdmc_fast.report import render_report, write_report
 from mfdmc_fast.report.svg import Charts, Series
 
-VOID = {"meta", "link", "input", "br", "hr", "img"}
 CLUSTER_SECTIONS = {"cards", "examples", "map", "labels", "usage"}
-
-
-class Page(HTMLParser):
-    """Elements of a page, by name with their attributes, and text; fails where tags do not close."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.texts: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] not in ("script", "style"):
-            self.texts.append(data)
-
-    def named(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def sections(self) -> set[str]:
-        return {attributes["id"] for attributes in self.named("section")}
 
 
 @pytest.fixture(scope="module")
