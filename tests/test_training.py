@@ -192,7 +192,7 @@ FUNKMF_CHANGES: dict[str, Any] = {
 }
 # they decide where and how well the same numbers are computed, or act on a validation split (see the other tests), or
 # on what the estimator trains on (see test_teachers.py)
-WITHOUT_EFFECT_HERE = {"validation_fraction", "patience", "keep", "backend", "device"}
+WITHOUT_EFFECT_HERE = {"dtype", "validation_fraction", "patience", "keep", "backend", "device"}
 WITHOUT_EFFECT_HERE |= {"teacher", "pairs_per_rating", "pair_smoothing"}
 
 

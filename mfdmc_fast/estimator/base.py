@@ -37,7 +37,7 @@ from mfdmc_fast.training import Callback, TrainingHistory
 from mfdmc_fast.training import fit as train_model
 
 # training ratings that a fit's error on them is measured on
-_RATINGS_FOR_ERROR = 1_000_000
+_RATINGS_FOR_ERROR = 100_000
 
 
 class Recommendations(NamedTuple):
