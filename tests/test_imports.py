@@ -55,6 +55,8 @@ OPS_ORDER = [
     "triton_backend",
     "autograd",
     "dispatch",
+    "checks",
+    "posterior",
     "functional",
 ]
 # their annotations name things that only a type checker loads
