@@ -134,7 +134,7 @@ def test_a_command_that_is_told_to_end_leaves_no_file(tmp_path: Path, number: in
 
 _WRITE_SLOWLY = """
 import sys, time
-from pathlib import Path
+from mfdmc_fast import cli
 from mfdmc_fast.cli import commands
 from mfdmc_fast.files import replacing
 def demo():
@@ -143,7 +143,7 @@ def demo():
         print("writing", flush=True)
         time.sleep(60)
 commands.app = demo
-commands.main()
+cli.main()
 """
 
 
