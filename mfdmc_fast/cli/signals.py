@@ -30,11 +30,10 @@ def while_running() -> None:
     """
     if not _may_be_interrupted():
         return
-    said = _Interruptions()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if said.is_first():
-            raise KeyboardInterrupt
+        signal.signal(signal.SIGINT, lambda number, frame: None)
+        raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
     # which waits until the main thread is back in Python; this pipe is written at once
@@ -49,28 +48,15 @@ def _may_be_interrupted() -> bool:
     return signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
-class _Interruptions:
-    """Counts them, and ends the process at the second one."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-
-    def is_first(self) -> bool:
-        """Of one that has come now; False where it is the first one once more."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-            return True
-        if now - self._first > _SECONDS_OF_ONE_INTERRUPTION:
-            _end_at_once(signal.SIGINT, None)
-        return False
-
-
 def _end_at_the_second(reading: int) -> None:
-    told = _Interruptions()
+    first = None
     while number := os.read(reading, 1):
-        if number[0] == signal.SIGINT:
-            told.is_first()
+        if number[0] != signal.SIGINT:
+            continue
+        if first is None:
+            first = time.monotonic()
+        elif time.monotonic() - first > _SECONDS_OF_ONE_INTERRUPTION:
+            _end_at_once(signal.SIGINT, None)
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
