@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -39,6 +40,10 @@ DEFAULT_EVERY, DEFAULT_KEEP = "1min", 2
 _KEY = "mfdmc_fast_checkpoint"
 _LOCK = "lock"
 _DIGEST = "blake2b:"
+# a value in a message; what a file holds may be long, or nested deep
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxstring = 100
+_MOST_NAMED = 10
 _EPOCH_FILE = re.compile(r"epoch-(\d{5,})\.safetensors")
 # what `replacing` leaves of a process that was killed
 _TEMPORARY_FILE = re.compile(r"\.(epoch-\d{5,}|teacher)\.safetensors\..*\.tmp")
@@ -57,6 +62,9 @@ class Checkpoint:
     path: Path
     state: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+Check = Callable[[Checkpoint], None]
 
 
 class Checkpoints:
@@ -130,21 +138,25 @@ class Checkpoints:
         """
         self._identity |= given
 
-    def last(self) -> Checkpoint | None:
-        """The state after the last epoch that can be read, None without `resume` or where there is none.
+    def last(self, check: Check) -> Checkpoint | None:
+        """The state after the last epoch that can be used, None without `resume` or where there is none.
 
         Warns of files that are damaged (`DamagedCheckpoint`).
+
+        Args:
+            check: raises a `LookupError`, `TypeError`, `ValueError` or `AttributeError` where the content of a file
+                cannot be used.
 
         Raises:
             ConfigError: it belongs to a run that was given something else; the message says what.
         """
         for epoch in sorted(self._epochs_saved(), reverse=True) if self._resume else ():
-            found = self.load(_epoch_name(epoch))
+            found = self.load(_epoch_name(epoch), check)
             if found is not None:
                 return found
         return None
 
-    def load(self, name: str) -> Checkpoint | None:
+    def load(self, name: str, check: Check) -> Checkpoint | None:
         """As `last`, for a single file by its name without the end."""
         path = self._path(name)
         if not self._resume or not path.exists():
@@ -153,14 +165,23 @@ class Checkpoints:
             metadata, tensors = read_tensors(path, sealed=True)
             header = json.loads(metadata[_KEY])
             identity, state = header["identity"], header["state"]
-        except (ModelFileError, KeyError, TypeError, ValueError, RecursionError) as error:
-            reason = str(error) if isinstance(error, ModelFileError) else f"{path}: not a checkpoint of mfdmc_fast"
-            warnings.warn(
-                f"{reason}. It is passed over; what was saved before it is used", DamagedCheckpoint, stacklevel=2
-            )
+            if not isinstance(identity, dict) or not isinstance(state, dict):
+                raise TypeError("two JSON objects were wanted")
+        except ModelFileError as error:
+            _pass_over(str(error))
+            return None
+        except (LookupError, TypeError, ValueError, RecursionError):  # the last: JSON that is nested too deep
+            _pass_over(f"{path}: not a checkpoint of mfdmc_fast")
             return None
         self._check_identity(path, identity)
-        return Checkpoint(path, state, tensors)
+        found = Checkpoint(path, state, tensors)
+        try:
+            check(found)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            what = f"missing {error}" if isinstance(error, KeyError) else str(error)
+            _pass_over(f"{path}: damaged or of another run ({what})")
+            return None
+        return found
 
     def save(self, name: str, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Write a file; one of the same name is replaced only on success.
@@ -224,11 +245,14 @@ class Checkpoints:
         for name in dict.fromkeys([*identity, *self._identity]):
             then, now = identity.get(name), self._identity.get(name)
             if then != now:
-                digests = any(_DIGEST in str(value) for value in (then, now))
-                changed.append(f"{name} changed" if digests else f"{name} was {then!r} and is {now!r}")
+                shown = [_BRIEFLY.repr(value) for value in (then, now)]
+                digests = any(_DIGEST in text for text in shown)
+                changed.append(f"{name[:100]} changed" if digests else f"{name[:100]} was {shown[0]} and is {shown[1]}")
         if changed:
+            more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
             raise ConfigError(
-                f"{path}: belongs to another run: {'; '.join(changed)}. Give what that run was given, or another folder"
+                f"{path}: belongs to another run: {'; '.join(changed[:_MOST_NAMED])}{more}."
+                " Give what that run was given, or another folder"
             )
 
 
@@ -243,6 +267,11 @@ def digest(arrays: Iterable[npt.NDArray[Any]]) -> str:
         found.update(f"{array.dtype.str}{array.shape}".encode())
         found.update(np.ascontiguousarray(array).data)
     return _DIGEST + found.hexdigest()
+
+
+def _pass_over(reason: str) -> None:
+    """Warn of a file; the place is that in `fit`."""
+    warnings.warn(f"{reason}. It is passed over; what was saved before it is used", DamagedCheckpoint, stacklevel=3)
 
 
 def _epoch_name(epoch: int) -> str:

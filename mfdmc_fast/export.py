@@ -25,7 +25,7 @@ from mfdmc_fast import __version__
 from mfdmc_fast.data import Vocabulary
 from mfdmc_fast.errors import ConfigError, DataError, MFDMCError
 from mfdmc_fast.estimator import BayesianMF, RatingEstimator
-from mfdmc_fast.files import replacing
+from mfdmc_fast.files import alone_in, check_writable, replacing
 from mfdmc_fast.ops import functional
 
 FORMAT_VERSION = 1
@@ -76,7 +76,8 @@ def export(
 
     Args:
         estimator: fitted.
-        folder: where to; files of the same names are replaced, each only when it is complete.
+        folder: where to; files of the same names are replaced, each only when it is complete. The manifest is written
+            last, and an older one removed first: where there is one, all files belong to it.
         format: `parquet`: users.parquet (id, embedding, constant) and items.parquet (id, embedding); `npy`:
             user_vectors.npy, user_ids.npy, user_constants.npy, item_vectors.npy, item_ids.npy. Both in row order.
         faiss: also items.faiss, a FAISS index of the item vectors: `flat` is exact, `hnsw` faster with many items. The
@@ -88,7 +89,8 @@ def export(
         The manifest, as manifest.json holds it.
 
     Raises:
-        ConfigError: a package is missing, or a Bayesian model as ONNX. DataError: the folder cannot be written.
+        ConfigError: a package is missing, or a Bayesian model as ONNX. DataError: the folder cannot be written, or
+        another process is exporting to it.
     """
     if format not in ("parquet", "npy"):
         raise ConfigError(f"format = {format!r}: must be parquet or npy")
@@ -101,13 +103,27 @@ def export(
         )
     for name in (["faiss"] if faiss else []) + (["onnx", "onnxruntime"] if onnx else []):
         _import(name)
-    state = estimator._state()
+    estimator._state()  # raises where it is not fitted
     target = Path(folder)
     try:
         target.mkdir(exist_ok=True)
     except OSError as error:
         raise DataError(f"cannot be made a folder: {error.strerror}", source=str(target)) from error
-    found = vectors(estimator)
+    with alone_in(target):
+        path = target / "manifest.json"
+        check_writable(path)
+        path.unlink(missing_ok=True)  # an older one, of files that are replaced now
+        manifest = _write_parts(estimator, target, format, faiss, onnx)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _write_parts(
+    estimator: RatingEstimator, target: Path, format: Format, faiss: Index | None, onnx: bool
+) -> dict[str, Any]:
+    """Write everything but the manifest, which is returned."""
+    state, found = estimator._state(), vectors(estimator)
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
@@ -133,8 +149,6 @@ def export(
         with replacing(target / "scorer.onnx") as temporary:
             temporary.write_bytes(graph)
         manifest["files"].append("scorer.onnx")
-    with replacing(target / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 

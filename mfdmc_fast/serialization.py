@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, ModelConfig, config_from_dict
+from mfdmc_fast.content_checks import check_parameters, checked_cluster_ids
 from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays, ids_to_arrays
 from mfdmc_fast.errors import BackendUnavailable, MFDMCError, ModelFileError
 from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
@@ -146,24 +147,14 @@ def _state_from_parts(header: dict[str, Any], tensors: dict[str, Tensor], device
     # built on the meta device: parameters are replaced at once, so drawing initial values would be wasted work
     with torch.device("meta"):
         model: Predictor = model_class(len(users), len(items), config, train_mean)
+    cluster_ids = checked_cluster_ids(header["cluster_ids"], model)
+    check_parameters(tensors, "model", model, cluster_ids, torch.float32)
     for side_name, side in model.prunable_sides().items():
-        side.cluster_ids = tuple(tuple(int(k) for k in ids) for ids in header["cluster_ids"][side_name])
-        for ids in side.cluster_ids:
-            if not ids or sorted(set(ids)) != list(ids) or ids[0] < 0 or ids[-1] >= config.n_clusters:  # type: ignore[attr-defined]
-                raise ValueError(f"cluster_ids of the {side_name} side are not ascending numbers below n_clusters")
-    parameters = dict(model.named_parameters())
-    foreign = [name for name in tensors if name.startswith("model.") and name[len("model.") :] not in parameters]
-    if foreign:
-        raise ValueError(f"{', '.join(foreign)}: not a parameter of a model with these settings")
-    for name, parameter in parameters.items():
-        tensor = tensors[f"model.{name}"]
-        expected = _expected_shape(model, name, parameter)
-        if tensor.shape != expected or tensor.dtype != torch.float32:
-            raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(expected)} float32")
-        if not tensor.isfinite().all():
-            raise ValueError(f"{name} holds NaN or infinite values")
+        side.cluster_ids = cluster_ids[side_name]
+    for name, parameter in dict(model.named_parameters()).items():
         owner, _, leaf = name.rpartition(".")
-        loaded = torch.nn.Parameter(tensor.to(config.device), requires_grad=parameter.requires_grad)
+        on_device = tensors[f"model.{name}"].to(config.device)
+        loaded = torch.nn.Parameter(on_device, requires_grad=parameter.requires_grad)
         setattr(model.get_submodule(owner), leaf, loaded)
     low, high = (float(x) for x in header["rating_scale"])
     if not low <= high:
@@ -180,15 +171,6 @@ def _moved(config: dict[str, Any], device: str | None) -> dict[str, Any]:
         return {}
     moves = str(config.get("device", "cpu")).partition(":")[0] != device.partition(":")[0]
     return {"device": device} | ({"backend": "auto"} if moves else {})
-
-
-def _expected_shape(model: Predictor, name: str, parameter: Tensor) -> tuple[int, ...]:
-    side_name, _, leaf = name.partition(".")
-    side = model.prunable_sides().get("user" if side_name == "user" else "item")
-    if side is None or leaf == "bias":
-        return tuple(parameter.shape)
-    total = sum(side.n_clusters)
-    return (parameter.shape[0], total) if leaf == "assignment_logits" else (total, parameter.shape[1])
 
 
 def _ids_from_tensors(tensors: dict[str, Tensor], prefix: str) -> Vocabulary:

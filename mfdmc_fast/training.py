@@ -15,6 +15,7 @@ from torch import Tensor
 from mfdmc_fast import metrics
 from mfdmc_fast.checkpoints import Checkpoint, Checkpoints, digest
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2, with_rates
+from mfdmc_fast.content_checks import check_run
 from mfdmc_fast.data.batches import BatchIterator, default_batch_size
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.data.store import StreamedRatings
@@ -22,6 +23,7 @@ from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
 from mfdmc_fast.model import MFDMCModel, Predictor, RatingModel, SideName
 from mfdmc_fast.optim import OptimizerState, likely_cause, rate_factor
+from mfdmc_fast.plain_values import check_fields
 from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
 from mfdmc_fast.scoring import predict_rows
 
@@ -87,13 +89,15 @@ class TrainingHistory:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingHistory:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`; raises a built-in error for values that `to_dict` never gives."""
         rest = {k: v for k, v in values.items() if k not in ("epochs", "prune_events")}
-        return cls(
+        history = cls(
             epochs=[EpochRecord(**record) for record in values["epochs"]],
             prune_events=[PruneEvent(**event) for event in values["prune_events"]],
             **rest,
         )
+        check_fields(history)
+        return history
 
 
 class Callback:
@@ -296,7 +300,9 @@ def _train(
     pruning = _pruning_of(config)
     trained = {side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in counts.items()}
     run = _Run(model, epochs.optimizer, history)
-    saved = None if checkpoints is None else _last_checkpoint(checkpoints, run, train, validation, scale)
+    saved = (
+        None if checkpoints is None else _last_checkpoint(checkpoints, run, train, validation, scale, batches.n_batches)
+    )
     if saved is not None:
         run.restore(saved)
         history = run.history
@@ -358,13 +364,19 @@ def _last_checkpoint(
     train: RatingsDataset | StreamedRatings,
     validation: RatingsDataset | None,
     scale: tuple[float, float],
+    n_batches: int,
 ) -> Checkpoint | None:
     """Where to continue, if anywhere; says what the run is given."""
     given: dict[str, Any] = run.model.config.to_dict() | {"backend": run.history.backend, "rating scale": list(scale)}
     for name, ratings in (("what it was trained on", train), ("validation ratings", validation)):
         given[name] = None if ratings is None else digest_of(ratings)
     checkpoints.identify(**given)
-    return checkpoints.last()
+
+    def check(found: Checkpoint) -> None:
+        history = TrainingHistory.from_dict(found.state["history"])
+        check_run(found, history, run.history, run.model, run.optimizer, n_batches)
+
+    return checkpoints.last(check)
 
 
 def digest_of(ratings: RatingsDataset | StreamedRatings) -> str:

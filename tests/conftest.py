@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,11 @@ def data() -> Path:
     if folder is None:
         pytest.skip("the rating datasets are not here; point MFDMC_DATA to them")
     return folder
+
+
+@pytest.fixture
+def can_be_interrupted() -> Iterator[None]:
+    """Children inherit an ignored SIGINT, as a shell's background job has it; here they get the usual one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

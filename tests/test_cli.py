@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -869,13 +868,6 @@ class TestProcesses:
         with process.stderr:
             errors = process.stderr.read()
         assert (process.wait(120), first, errors) == (0, "user,item,prediction,known\n", "")
-
-    @pytest.fixture
-    def can_be_interrupted(self) -> Iterator[None]:
-        """Children inherit an ignored SIGINT, as a shell's background job has it; here they get the usual one."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
 
     @pytest.mark.usefixtures("can_be_interrupted")
     def test_ctrl_c_leaves_nothing(self, folder: Path, tmp_path: Path) -> None:

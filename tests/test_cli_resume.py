@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ SMALL = ["--n-views", 2, "--n-clusters", 3, "--seed", 1]
 @pytest.fixture(scope="module")
 def ratings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("ratings") / "ratings.csv", make_planted_ratings(40, 30, 400, seed=1))
-
-
-@pytest.fixture
-def can_be_interrupted() -> Iterator[None]:
-    """Children inherit an ignored SIGINT, as a shell's background job has it; here they get the usual one."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def train(ratings: Path, folder: Path, out: Path, *options: Any) -> list[str]:
@@ -90,6 +81,7 @@ def test_ctrl_c_says_how_to_continue_and_the_same_command_does(ratings: Path, tm
     assert f"interrupted; {last} holds the state after epoch {epoch}" in errors
     assert "to continue, give the same command with --resume" in errors
     assert not out.exists()
+    assert not list(folder.glob(".*"))
     mfdmc(*command).refused(2, f"epoch {epoch}: continue that run with resume")
 
     process = started([*command, "--resume"])

@@ -97,16 +97,49 @@ def test_training_starts_as_many_threads_as_it_is_told(variable: str, set_to: in
     assert started <= 2 * (n - 1) + 1
 
 
-def fit_in_worker(seed: int) -> tuple[int, np.ndarray]:
-    return torch.get_num_threads(), predicted(fitted(seed))
+def fit_in_worker(seed: int) -> tuple[int, int, np.ndarray]:
+    """Threads that a worker is told to use, those that a fit has started, and what the model predicts."""
+    before = n_threads()
+    predictions = predicted(fitted(seed))
+    return torch.get_num_threads(), n_threads() - before, predictions
+
+
+def assert_keep_to(most: int, results: list[tuple[int, int, np.ndarray]]) -> None:
+    for seed, (told, started, predictions) in zip((1, 2), results, strict=True):
+        assert told <= most
+        assert started <= 2 * (most - 1) + (most > 1)  # as in the test above
+        np.testing.assert_array_equal(predictions, predicted(fitted(seed)))
 
 
 def test_workers_of_joblib_share_the_cores() -> None:
     joblib = pytest.importorskip("joblib")
     results = joblib.Parallel(n_jobs=2)(joblib.delayed(fit_in_worker)(seed) for seed in (1, 2))
-    for seed, (threads, predictions) in zip((1, 2), results, strict=True):
-        assert threads <= max(1, (os.cpu_count() or 1) // 2)
-        np.testing.assert_array_equal(predictions, predicted(fitted(seed)))
+    assert_keep_to(max(1, (os.cpu_count() or 1) // 2), results)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_workers_of_joblib_use_as_many_threads_as_joblib_tells_them(most: int) -> None:
+    joblib = pytest.importorskip("joblib")
+    with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=most):
+        results = joblib.Parallel()(joblib.delayed(fit_in_worker)(seed) for seed in (1, 2))
+    assert_keep_to(most, results)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.usefixtures("torch_threads")
+@pytest.mark.parametrize("most", [1, 3])
+def test_forked_workers_use_as_many_threads_as_their_parent(most: int) -> None:
+    torch.set_num_threads(most)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        results = pool.map_async(fit_in_worker, [1, 2], chunksize=1).get(timeout=60)
+    assert_keep_to(most, results)
+
+
+def test_spawned_workers_keep_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = pool.map_async(fit_in_worker, [1, 2], chunksize=1).get(timeout=120)
+    assert_keep_to(1, results)
 
 
 def many_epochs(path: Path) -> list[str]:
@@ -134,7 +167,7 @@ def test_a_command_that_is_told_to_end_leaves_no_file(tmp_path: Path, number: in
 
 _WRITE_SLOWLY = """
 import sys, time
-from pathlib import Path
+from mfdmc_fast import cli
 from mfdmc_fast.cli import commands
 from mfdmc_fast.files import replacing
 def demo():
@@ -143,7 +176,7 @@ def demo():
         print("writing", flush=True)
         time.sleep(60)
 commands.app = demo
-commands.main()
+cli.main()
 """
 
 

@@ -1,5 +1,12 @@
 """The `mfdmc` command."""
 
-from mfdmc_fast.cli.commands import main
+from mfdmc_fast.cli import signals
 
-__all__ = ["main"]
+
+def main() -> None:
+    """Entry point of the `mfdmc` command."""
+    signals.while_loading()
+    from mfdmc_fast.cli import commands
+
+    signals.while_running()
+    commands.app()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,13 +32,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-
-
-def main() -> None:
-    """Entry point of the `mfdmc` command."""
-    # the default ends the process at once, and what was being written stays behind
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    app()
 
 
 def _command(name: str, examples: list[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

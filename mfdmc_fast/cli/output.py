@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mfdmc_fast.cli.signals import INTERRUPTED
 from mfdmc_fast.data import PrepareProgress
 from mfdmc_fast.errors import BackendUnavailable, ConfigError, DataError, MFDMCError, ModelFileError, TrainingDiverged
 from mfdmc_fast.progress import PrepareBar, ProgressBar, TrialsBar
@@ -30,7 +31,6 @@ _EXIT_CODES: tuple[tuple[type[MFDMCError], int], ...] = (
     (BackendUnavailable, 6),
     (MFDMCError, 1),
 )
-INTERRUPTED = 130
 
 
 class Output:

@@ -17,7 +17,7 @@ from mfdmc_fast.cli.options import (
     with_data_options,
     with_model_options,
 )
-from mfdmc_fast.cli.output import INTERRUPTED, Output
+from mfdmc_fast.cli.output import Output
 from mfdmc_fast.cli.shared import (
     ItemsPath,
     JsonFlag,
@@ -28,6 +28,7 @@ from mfdmc_fast.cli.shared import (
     fold_row,
     show_values,
 )
+from mfdmc_fast.cli.signals import INTERRUPTED
 from mfdmc_fast.data import Store
 from mfdmc_fast.estimator import RatingEstimator
 from mfdmc_fast.evaluate import CrossValidation, compare, cross_validate

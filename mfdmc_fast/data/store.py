@@ -74,7 +74,7 @@ class Store:
     def user_offsets(self) -> npt.NDArray[np.int64]:
         """[n_users + 1] user u has the ratings offsets[u] : offsets[u + 1]."""
         offsets = self._checked("user_offsets.i64")
-        if offsets[0] != 0 or offsets[-1] != len(self) or (np.diff(offsets) < 1).any():
+        if offsets[0] != 0 or offsets[-1] != len(self) or (offsets[1:] <= offsets[:-1]).any():
             raise DataError("damaged: not ascending from 0 to the ratings", source=str(self.path / "user_offsets.i64"))
         return offsets
 

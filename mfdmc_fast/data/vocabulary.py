@@ -230,7 +230,7 @@ def ids_from_arrays(arrays: Mapping[str, np.ndarray], name: str) -> Vocabulary:
     if utf8.dtype != np.uint8 or offsets.dtype != np.int64 or utf8.ndim != 1 or offsets.ndim != 1:
         raise ValueError(f"{name}.utf8 and {name}.offsets must be vectors of uint8 and int64")
     data = utf8.tobytes()
-    if offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+    if offsets[0] != 0 or offsets[-1] != len(data) or (offsets[1:] < offsets[:-1]).any():
         raise ValueError(f"{name}.offsets do not fit {name}.utf8")
     return Vocabulary(
         _object_array([data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(offsets.tolist())])

@@ -17,7 +17,7 @@ from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, pre
 from mfdmc_fast.data import Features, RatingsDataset, StreamedRatings, Vocabulary, read_features
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
-from mfdmc_fast.estimator.teachers import lessons, teacher_identity, teacher_name, uses_features
+from mfdmc_fast.estimator.teachers import PAIRS, check_lessons, lessons, teacher_identity, teacher_name, uses_features
 from mfdmc_fast.interpret.affinity import view_pairs
 from mfdmc_fast.interpret.cards import ClusterCards, cluster_cards
 from mfdmc_fast.interpret.explain import Explanation, explain_rows
@@ -25,9 +25,6 @@ from mfdmc_fast.interpret.profile import Profile, profile_row
 from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
 from mfdmc_fast.training import Callback, TrainingHistory, digest_of
-
-# tensors of a teacher's checkpoint
-_PAIRS = "user_idx", "item_idx", "ratings"
 
 
 class MFDMC(RatingEstimator):
@@ -275,11 +272,11 @@ class MFDMC(RatingEstimator):
                 **{"rating scale": list(scale), "teacher": teacher_identity(self.teacher)},
                 **{"training ratings": digest_of(train), "features": digest(known) if known else None},
             )
-            saved = checkpoints.load("teacher")
+            saved = checkpoints.load("teacher", lambda found: check_lessons(found, train))
             if saved is not None:
                 for callback in callbacks:
                     callback.on_resume(0, str(saved.path))
-                users, items, ratings = (saved.tensors[name].numpy() for name in _PAIRS)
+                users, items, ratings = (saved.tensors[name].numpy() for name in PAIRS)
                 return RatingsDataset(users, items, ratings, train.users, train.items), float(saved.state["seconds"])
 
         def tell(sweep: int, sweeps: int) -> None:
@@ -291,7 +288,7 @@ class MFDMC(RatingEstimator):
         seconds = time.perf_counter() - start
         if checkpoints is not None:
             columns = (torch.from_numpy(column) for column in (pairs.user_idx, pairs.item_idx, pairs.ratings))
-            checkpoints.save("teacher", {"seconds": seconds}, dict(zip(_PAIRS, columns, strict=True)))
+            checkpoints.save("teacher", {"seconds": seconds}, dict(zip(PAIRS, columns, strict=True)))
         return pairs, seconds
 
     def _new_model(self, config: Any, train: RatingsDataset | StreamedRatings) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.base import clone
 
 from mfdmc_fast import bayesian
 from mfdmc_fast.bayesian import SideFeatures
-from mfdmc_fast.checkpoints import digest
+from mfdmc_fast.checkpoints import Checkpoint, digest
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import RatingsDataset, read_ratings
 from mfdmc_fast.data.blocks import blocks
@@ -23,6 +25,8 @@ from mfdmc_fast.estimator.baselines import BayesianMF
 from mfdmc_fast.scoring import predict_rows
 
 BAYESIAN, CUSTOM = "bayesian", "custom"
+# tensors of a teacher's checkpoint
+PAIRS = "user_idx", "item_idx", "ratings"
 # pairs that a model of somebody else's is asked about at a time
 _PAIRS_PER_CALL = 1 << 20
 
@@ -116,6 +120,21 @@ def lessons(
     if not np.isfinite(targets).all():
         raise DataError("the teacher predicts NaN or infinite ratings")
     return pairs
+
+
+def check_lessons(found: Checkpoint, train: RatingsDataset) -> None:
+    """Raise unless a checkpoint holds what a teacher predicted for pairs of these users and items."""
+    seconds = found.state["seconds"]
+    if type(seconds) is not float or not 0 <= seconds < math.inf:
+        raise ValueError("seconds is not a number of 0 or more")
+    users, items, ratings = (found.tensors[name] for name in PAIRS)
+    if len(found.tensors) > len(PAIRS) or not len(ratings) or not users.shape == items.shape == ratings.shape:
+        raise ValueError(f"it does not hold {', '.join(PAIRS)} of equal length alone")
+    for name, rows, n in (("users", users, len(train.users)), ("items", items, len(train.items))):
+        if rows.dtype != torch.int32 or rows.ndim != 1 or int(rows.min()) < 0 or int(rows.max()) >= n:
+            raise ValueError(f"{name} are not rows from 0 to {n - 1} as int32")
+    if ratings.dtype != torch.float32 or not ratings.isfinite().all():
+        raise ValueError("ratings are not finite numbers as float32")
 
 
 def _loaded(teacher: Any, config: MFDMCConfig) -> Any:

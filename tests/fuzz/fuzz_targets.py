@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -17,8 +20,10 @@ from mfdmc_fast import MFDMC, BayesianMF, FunkMF
 from mfdmc_fast.checkpoints import Checkpoints
 from mfdmc_fast.cli.options import ModelOptions
 from mfdmc_fast.data import make_planted_ratings, read_features, read_pairs, read_ratings
-from mfdmc_fast.errors import DamagedCheckpoint, MFDMCError
+from mfdmc_fast.errors import ConfigError, DamagedCheckpoint, MFDMCError, ModelFileError, TrainingDiverged
+from mfdmc_fast.estimator import RatingEstimator
 from mfdmc_fast.estimator.base import load_model
+from mfdmc_fast.tensor_files import _checksums
 
 # what a single case may take beyond what the process has
 MOST_SECONDS, MOST_MB = 5.0, 300.0
@@ -30,31 +35,40 @@ class Target:
 
     Attributes:
         file_name: what its files are called; readers look at the end of it.
-        read: reads a file, and uses what was read.
+        read: reads a file, and uses what was read; returns the warning where the file is passed over.
         seeds: valid files.
+        sealed: give files a checksum that fits, so that what is beneath is reached.
     """
 
     file_name: str
-    read: Callable[[Path], object]
+    read: Callable[[Path], str | None]
     seeds: list[bytes]
+    sealed: bool = False
 
-    def run(self, data: bytes, folder: Path) -> MFDMCError | None:
-        """Read a file of these bytes; the package's own error if it is refused. Whatever else is raised is a finding,
-        and so is an error that does not name the file.
+    def run(self, data: bytes, folder: Path) -> str | None:
+        """Read a file of these bytes; what the package says if it is refused or passed over. Whatever else is raised
+        is a finding, and so are words that do not name the file.
         """
         path = folder / self.file_name
         path.write_bytes(data)
-        refused = None
+        if self.sealed:
+            _seal(path)
         try:
-            self.read(path)
+            refused = self.read(path)
         except MFDMCError as error:
-            refused = error
-        assert refused is None or path.name in str(refused), f"does not name the file: {refused}"
+            refused = str(error)
+        assert refused is None or path.name in refused, f"does not name the file: {refused}"
         return refused
 
 
 def targets() -> dict[str, Target]:
-    """All targets by name."""
+    """All targets by name; their valid files are the same every time, as the seconds in them are not measured."""
+    ticks = itertools.count()
+    with patch("time.perf_counter", lambda: next(ticks) / 4):
+        return _targets()
+
+
+def _targets() -> dict[str, Target]:
     text = [
         b"user_id,item_id,rating,timestamp\n1,2,3.5,10\n4,5,1,11\n1,5,2,12\n",
         b"\xef\xbb\xbfa::b::4\nb::c::5\nc::a::1\n",
@@ -69,7 +83,10 @@ def targets() -> dict[str, Target]:
     models = _models()
     return {
         "ratings": Target("r.csv", _read_ratings, text),
-        "pairs": Target("p.txt", read_pairs, text),
+        "pairs": Target("p.txt", _read_pairs, text),
+        "delimited": Target(
+            "d.txt", _read_delimited, [b"\1~" + text[0].replace(b",", b"~"), b"\3\xe2\x82\xac1\xe2\x82\xac2"]
+        ),
         "features": Target("u.user", _read_features, labels + text),
         "gzip": Target("r.csv.gz", _read_ratings, [gzip.compress(one) for one in text + labels]),
         "parquet": Target("r.parquet", _read_table, _tables("parquet")),
@@ -81,12 +98,39 @@ def targets() -> dict[str, Target]:
         ),
         "model": Target("m.safetensors", _use_model, models),
         "checkpoint": Target("epoch-00001.safetensors", _read_checkpoint, _checkpoint()),
+        **{f"resume-{name}": _resumed(_RUNS[name], "epoch-00002") for name in _RUNS},
+        "resume-teacher": _resumed(lambda: MFDMC(**_SMALL, teacher=BayesianMF(rank=2, sweeps=2, burn_in=1)), "teacher"),
     }
+
+
+# clusters go after the first epoch
+_SMALL: dict[str, Any] = {"epochs": 3, "n_views": 2, "n_clusters": 3, "view_dim": 2, "prune_start": 1}
+_SMALL |= {"prune_threshold": 0.33}
+_RUNS: dict[str, Callable[[], RatingEstimator]] = {
+    "cpu": lambda: MFDMC(**_SMALL, validation_fraction=0.2, keep="best"),
+    "adagrad": lambda: MFDMC(**_SMALL, optimizer="adagrad"),
+    "reference": lambda: FunkMF(epochs=3, n_factors=3, backend="reference"),
+}
 
 
 def _read_ratings(path: Path) -> None:
     for policy in ("error", "skip"):
         read_ratings(path, on_bad_row=policy)  # type: ignore[arg-type]
+
+
+def _read_pairs(path: Path) -> None:
+    read_pairs(path)
+
+
+def _read_delimited(path: Path) -> None:
+    """A file that says, in front of its text, how many bytes its delimiter has, and the delimiter."""
+    data = path.read_bytes()
+    n = data[0] if data else 0
+    path.write_bytes(data[1 + n :])
+    try:
+        read_pairs(path, delimiter=data[1 : 1 + n].decode("utf-8", "surrogateescape"))
+    except ConfigError as error:  # it names the option
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_features(path: Path) -> None:
@@ -124,12 +168,69 @@ def _use_model(path: Path) -> None:
         model.recommend(model.users_.ids[0], n=3)
 
 
-def _read_checkpoint(path: Path) -> None:
+def _read_checkpoint(path: Path) -> str | None:
     checkpoints = Checkpoints(path.parent, resume=True)
     checkpoints.identify(of="a test")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DamagedCheckpoint)
-        checkpoints.load(path.stem)
+    with _damage_told() as told:
+        checkpoints.load(path.stem, lambda found: None)
+    return told[0] if told else None
+
+
+@contextmanager
+def _damage_told() -> Iterator[list[str]]:
+    """Yields a list that has, at the end, what was said of damaged checkpoints."""
+    told: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DamagedCheckpoint)
+        yield told
+    told += [str(warning.message) for warning in caught if warning.category is DamagedCheckpoint]
+
+
+def _seal(path: Path) -> None:
+    """Write the checksum that fits into a file that has a place for one."""
+    try:
+        position, _, checksum = _checksums(path)
+    except ModelFileError:
+        return
+    with open(path, "rb+") as file:
+        file.seek(position)
+        file.write(checksum)
+
+
+def _resumed(make: Callable[[], RatingEstimator], name: str) -> Target:
+    """Continuing a run from a checkpoint. Where it is passed over, the run ends as if it were not there.
+
+    Args:
+        make: the model.
+        name: of the file, beside which there is the state after the first epoch.
+    """
+    ratings = make_planted_ratings(n_users=16, n_items=12, n_ratings=90, seed=1)
+
+    def parameters(folder: Path) -> dict[str, bytes]:
+        model = make().fit(ratings, checkpoint_dir=folder, checkpoint_every=1, checkpoint_keep=3, resume=True)
+        values = {key: p.detach().numpy() for key, p in model.model_.named_parameters()}
+        assert all(np.isfinite(value).all() for value in values.values())
+        return {key: value.tobytes() for key, value in values.items()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        undisturbed = parameters(Path(folder))
+        kept = {file: (Path(folder) / f"{file}.safetensors").read_bytes() for file in ("epoch-00001", name)}
+
+    def read(path: Path) -> str | None:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _damage_told() as told:
+            run = Path(folder)
+            if name != "teacher":  # which a later state would make of no use
+                (run / "epoch-00001.safetensors").write_bytes(kept["epoch-00001"])
+            (run / path.name).write_bytes(path.read_bytes())
+            try:
+                found = parameters(run)
+            except TrainingDiverged as error:  # of numbers that are large, but may be
+                return f"{path.name}: {error}"
+        if told:
+            assert found == undisturbed, "it was passed over, and the result is another"
+        return told[0] if told else None
+
+    return Target(f"{name}.safetensors", read, [kept[name]], sealed=True)
 
 
 def _tables(kind: str) -> list[bytes]:

@@ -3,7 +3,7 @@
     pip install atheris
     python tests/fuzz/run.py ratings --runs 100000
 
-A finding is written to the folder `crash-…` names, as atheris says; make it a test of `TestFound` in test_fuzz.py.
+A finding is written to the folder `crash-…` names, as atheris says; make it a case of fuzz_corpus.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["mfdmc_fast"]):
+    from fuzz_corpus import CORPUS
     from fuzz_targets import MOST_SECONDS, targets
 
 
@@ -30,7 +31,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     corpus = folder / "corpus"
     corpus.mkdir()
-    for number, data in enumerate(every[chosen.target].seeds):
+    seeds = every[chosen.target].seeds
+    replayed = [case.make(seeds) for case in CORPUS if case.target == chosen.target]
+    for number, data in enumerate([*seeds, *replayed]):
         (corpus / str(number)).write_bytes(data)
     options = [f"-runs={chosen.runs}", f"-timeout={MOST_SECONDS:.0f}", "-rss_limit_mb=2048", str(corpus)]
     atheris.Setup([sys.argv[0], *options], lambda data: every[chosen.target].run(data, folder) and None)
