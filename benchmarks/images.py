@@ -1,6 +1,6 @@
 """Beyond ratings: images. MFDMC beside PCA, NMF and k-means of equal size, on the images that scikit-learn ships.
 
-    python -m benchmarks.images [--quick] [--seeds 5] [--json FILE] [--report FILE]
+    python -m benchmarks.images [--quick] [--seeds 5] [--methods A,B] [--json FILE] [--report FILE]
 
 An image is a user, a pixel an item, the value of a pixel (0 to 16) a rating, and `MFDMC.fit` gets them like any other
 ratings. Two datasets: the 1,797 handwritten digits of 8x8 pixels, labels 0 to 9; and 2,000 patches of 8x8 pixels of the
@@ -20,14 +20,17 @@ the paper's terms, `mfdmc-sharp` with all terms and pruning. `mfdmc-defaults` ha
 preset `accurate`, which learns from a Bayesian teacher: both were chosen for five stars. `pixels` are the images
 themselves, 64 numbers, as a reference.
 
-Writes results/images.json, with .md and .png beside it; with --quick only what --json asks for. --report writes tables,
+Writes results/images.json, with .md and .png beside it; with --quick only what --json asks for. With --methods the
+others keep the figures, and the commit of these, that the file has for these seeds. --report writes tables,
 centers and reconstructions as one HTML page in the format of `mfdmc report`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +132,7 @@ def markdown(rows: Rows) -> str:
         f"# {TITLE}\n",
         "Written by `python -m benchmarks.images`, which says what is measured and how the settings were chosen.",
         f"Means over {seeds} seeds with Student's 95 % interval. 16 numbers for an image; `pixels` has 64.",
+        f"Measured at {measured_at(rows)}.",
     ]
     for dataset in DATASETS:
         n = next(row["images"] for row in rows if row["dataset"] == dataset)
@@ -148,6 +152,15 @@ def markdown(rows: Rows) -> str:
         for ours in OURS:
             parts += [f"- **{ours}** {line}" for line in verdicts(rows, dataset, ours)]
     return "\n".join(parts) + "\n"
+
+
+def measured_at(rows: Rows) -> str:
+    """The commits of the rows, with their methods where there are several."""
+    of: dict[str, list[str]] = {}
+    for row in rows:
+        names = of.setdefault(row["commit"], [])
+        names += [row["method"]] * (row["method"] not in names)
+    return "; ".join(f"commit {commit}" + f" ({', '.join(names)})" * (len(of) > 1) for commit, names in of.items())
 
 
 def clusters_left(rows: Rows, dataset: str, method: str) -> str:
@@ -294,17 +307,30 @@ def picture(pixels: Floats, caption: str, says: str) -> Picture:
     return Picture(pixels.reshape(SIDE, SIDE) / SCALE[1], caption, says)
 
 
-def run(n: int | None, seeds: int) -> Rows:
-    """Every method on every dataset with seeds 0 to seeds - 1; n images of each, all of them if None."""
+def run(n: int | None, seeds: int, methods: Sequence[str] = METHODS) -> Rows:
+    """Methods on every dataset with seeds 0 to seeds - 1; n images of each, all of them if None."""
+    commit = provenance("")["commit"]
     rows = []
     for dataset, load in DATASETS.items():
         for seed in range(seeds):
             images = load(n, seed)
-            for method in METHODS:
+            for method in methods:
                 found = measure(method, images, seed)
-                rows.append({"dataset": dataset, "method": method, "seed": seed, "images": len(images.labels), **found})
+                what = {"dataset": dataset, "method": method, "seed": seed, "images": len(images.labels)}
+                rows.append({**what, "commit": commit, **found})
                 figures = "  ".join(f"{c.title} {found[c.key]:.3f}" for c in MEASURES if c.key in found)
                 print(f"{dataset}, seed {seed}, {method:15s} {figures}", flush=True)
+    return rows
+
+
+def earlier_rows(path: Path | None, methods: Sequence[str], seeds: int) -> Rows:
+    """The rows of the other methods in a file of results; SystemExit where it has not all of these seeds."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {"rows": []}
+    rows = [{"commit": results["commit"], **row} for row in results["rows"] if row["method"] not in methods]
+    there = {(row["dataset"], row["method"], row["seed"]) for row in rows}
+    wanted = {(d, m, s) for d in DATASETS for m in METHODS if m not in methods for s in range(seeds)}
+    if there != wanted:
+        raise SystemExit(f"{path} does not have {seeds} seeds of all methods that are not named; run them all")
     return rows
 
 
@@ -313,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SEEDS} seeds of {QUICK_IMAGES} images")
     parser.add_argument("--seeds", type=int, help="how many (5)")
+    parser.add_argument("--methods", help="which to run, separated by commas; the others are read from the results")
     parser.add_argument("--json", type=Path, help="where to write the results, with .md and .png beside them")
     parser.add_argument("--report", type=Path, help="where to write an HTML page of the results")
     args = parser.parse_args()
@@ -320,16 +347,20 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = args.seeds or (QUICK_SEEDS if args.quick else 5)
     n = QUICK_IMAGES if args.quick else None
-    rows = run(n, seeds)
+    path = args.json or (None if args.quick else RESULTS / "images.json")
+    methods = args.methods.split(",") if args.methods else list(METHODS)
+    if unknown := [name for name in methods if name not in METHODS]:
+        parser.error(f"--methods: unknown {', '.join(unknown)}; known are: {', '.join(METHODS)}")
+    kept = [] if len(methods) == len(METHODS) else earlier_rows(path, methods, seeds)
+    rows = kept + run(n, seeds, methods)
     text = markdown(rows)
     print(text)
-    command = f"python -m benchmarks.images{' --quick' if args.quick else ''} --seeds {seeds}"
+    command = f"python -m benchmarks.images{' --quick' * args.quick} --seeds {seeds}"
+    command += f" --methods {args.methods}" if args.methods else ""
     if args.report:
-        origin = provenance(command)
-        said = f"{command}, {seeds} seeds, commit {origin['commit']}, {origin['cpu']}."
+        said = f"{command}, {seeds} seeds, {measured_at(rows)}, {provenance(command)['cpu']}."
         write_images(args.report, [page_section(rows, dataset, n) for dataset in DATASETS], title=TITLE, text=said)
         print(f"wrote {args.report}")
-    path = args.json or (None if args.quick else RESULTS / "images.json")
     if path is None:
         return
     chosen = {"settings": SETTINGS, "completion": COMPLETION}

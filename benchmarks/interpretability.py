@@ -1,6 +1,6 @@
 """Do the clusters mean something? Agreement with labels, beside k-means, random assignment and the price in RMSE.
 
-    python -m benchmarks.interpretability [--datasets ml-100k,ml-1m,amazon-hin] [--seeds 3] [--quick]
+    python -m benchmarks.interpretability [--datasets ml-100k,ml-1m,amazon-hin] [--seeds 3] [--methods A,B] [--quick]
 
 Every model is fitted on the training part of the first fold. Its clusters are compared with labels that no model has
 seen: genres and release years of movies, age group, gender and occupation of users, categories and brands of products;
@@ -15,7 +15,8 @@ well the memberships of all views predict a label.
 In amazon-hin nearly every product is in the first two categories and half of them have brand 0, so that first labels
 say little there: its AMI with categories is near 0 for every model.
 
-Writes results/interpretability.json, .md and .png; datasets that are not run again keep their figures. `--quick` runs
+Writes results/interpretability.json, .md and .png; datasets and, with `--methods`, models that are not run again keep
+their figures and the commit of these. `--quick` runs
 on generated ratings with planted clusters, fails if these are not found, and writes nothing.
 """
 
@@ -143,8 +144,8 @@ METHODS: dict[str, Callable[[Fits], Clustering]] = {
     "MFDMC balanced": lambda fits: fits.mfdmc("balanced"),
     "MFDMC interpretable": lambda fits: fits.mfdmc("interpretable"),
     ACCURATE: lambda fits: fits.mfdmc("accurate"),
-    "MFDMC balanced, not pruned": lambda fits: fits.mfdmc("balanced", prune=False),
-    "MFDMC interpretable, not pruned": lambda fits: fits.mfdmc("interpretable", prune=False),
+    "MFDMC balanced not pruned": lambda fits: fits.mfdmc("balanced", prune=False),
+    "MFDMC interpretable not pruned": lambda fits: fits.mfdmc("interpretable", prune=False),
     "MFDMC on raw ratings": lambda fits: fits.mfdmc("fast"),
     BASELINE: lambda fits: fits.k_means("FunkMF", 1),
     "k-means on the teacher": lambda fits: fits.k_means("teacher", 1),
@@ -302,6 +303,21 @@ def claims(methods: dict[str, Any], family: str) -> list[dict[str, Any]]:
     return out
 
 
+def merged(found: dict[str, Any], commit: str, earlier: dict[str, Any]) -> dict[str, Any]:
+    """The models that were run, and of the others the earlier results of the dataset, each with its commit."""
+    kept = {name: {"commit": earlier["commit"], **method} for name, method in earlier.get("methods", {}).items()}
+    now = {name: {**method, "commit": commit} for name, method in found.items()}
+    return {name: (kept | now)[name] for name in METHODS if name in kept | now}
+
+
+def commits(result: dict[str, Any]) -> str:
+    """The commits at which the models of a dataset were measured."""
+    of: dict[str, list[str]] = {}
+    for name, method in result["methods"].items():
+        of.setdefault(method.get("commit", result["commit"]), []).append(name)
+    return "; ".join(f"commit {commit}" + f": {', '.join(names)}" * (len(of) > 1) for commit, names in of.items())
+
+
 def markdown(results: dict[str, Any]) -> str:
     """The tables of all datasets."""
     lines = [
@@ -318,7 +334,7 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for dataset, result in results["datasets"].items():
         methods = result["methods"]
-        lines += [f"## {dataset}", "", f"{result['seeds']} seeds, commit {result['commit']}, {result['cpu']}", ""]
+        lines += [f"## {dataset}", "", f"{result['seeds']} seeds, {result['cpu']}, {commits(result)}", ""]
         head = ["model", "RMSE", "entropy", "pruned", "redundancy of items", "stability of items"]
         lines += table(head, [_overview(name, method) for name, method in methods.items()])
         first = next(iter(methods.values()))["rows"][0]["sides"]
@@ -458,6 +474,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", default="ml-100k,ml-1m,amazon-hin", help="separated by commas")
     parser.add_argument("--seeds", type=int, default=3, help="fits of every model, 1 or more")
+    parser.add_argument("--methods", help="models to run, separated by commas, as they are named in the results; all")
     parser.add_argument("--quick", action="store_true", help="generated ratings with planted clusters; writes nothing")
     args = parser.parse_args()
     if args.seeds < 1:
@@ -465,14 +482,22 @@ def main() -> None:
     if args.quick:
         quick()
         return
+    names = args.methods.split(",") if args.methods else list(METHODS)
+    if unknown := [name for name in names if name not in METHODS]:
+        parser.error(f"--methods: unknown {', '.join(unknown)}; known are: {', '.join(METHODS)}")
     path = RESULTS / "interpretability.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"datasets": {}}
     for name in args.datasets.split(","):
         features = features_of(name)
         print(name)
         dataset = DATASETS[name]
-        origin = provenance(f"python -m benchmarks.interpretability --datasets {name} --seeds {args.seeds}")
-        methods = run(dataset.split(0), dataset.scale, features, list(METHODS), args.seeds)
+        command = f"python -m benchmarks.interpretability --datasets {name} --seeds {args.seeds}"
+        origin = provenance(command + (f" --methods '{args.methods}'" if args.methods else ""))
+        earlier = results["datasets"].get(name, {"seeds": None})
+        if len(names) < len(METHODS) and earlier["seeds"] != args.seeds:
+            parser.error(f"--methods: {name} has results of {earlier['seeds']} seeds, not {args.seeds}; run all models")
+        found = run(dataset.split(0), dataset.scale, features, names, args.seeds)
+        methods = merged(found, origin["commit"], earlier)
         family = next(iter(features["item"].blocks)).name if name == "amazon-hin" else "genre"
         promised = claims(methods, family)
         results["datasets"][name] = {

@@ -112,11 +112,11 @@ def plot(results: Results, title: str, path: Path) -> None:
         for rows in shown:
             every = [(entropy(row), row["rmse"]) for row in rows.values()]
             axes.plot(*zip(*every, strict=True), "o", color=color, markersize=3, alpha=0.6)
-    for variant, rows in results:
-        if variant.group == MARKED and rows:
-            x, y = point(rows)
-            axes.plot([x], [y], "D", color=COLORS[MARKED], markersize=5)
-            axes.annotate(variant.name, (x, y), xytext=(6, 6), textcoords="offset points", fontsize=8)
+    marked = sorted((*point(rows), variant.name) for variant, rows in results if variant.group == MARKED and rows)
+    for at, (x, y, name) in enumerate(marked):
+        axes.plot([x], [y], "D", color=COLORS[MARKED], markersize=5)
+        # in turn above and below, as two presets may lie side by side
+        axes.annotate(name, (x, y), xytext=(4, 8 - 20 * (at % 2)), textcoords="offset points", fontsize=8)
     axes.set(xlabel="mean normalised entropy of the assignments (0: sharp)", ylabel="test RMSE", title=title)
     axes.title.set_fontsize(9)
     axes.grid(alpha=0.3)

@@ -260,3 +260,21 @@ def test_the_search_draws_settings_of_the_same_shape() -> None:
         assert {name: settings[name] for name in images.SHAPE} == images.SHAPE
         MFDMC(**settings)._config()
     assert not set(tune_images.SEEDS) & set(range(50))
+
+
+def test_methods_that_are_not_run_again_keep_figures_and_commit(tmp_path: Path) -> None:
+    rows = [
+        {"dataset": dataset, "method": method, "seed": 0, "knn": 0.5}
+        for dataset in images.DATASETS
+        for method in benchmark.METHODS
+    ]
+    path = tmp_path / "images.json"
+    path.write_text(json.dumps({"commit": "old", "rows": rows}), encoding="utf-8")
+    kept = benchmark.earlier_rows(path, ["mfdmc-taught"], 1)
+    assert kept == [{**row, "commit": "old"} for row in rows if row["method"] != "mfdmc-taught"]
+    new = {"method": "mfdmc-taught", "commit": "new"}
+    assert benchmark.measured_at([*kept, new]).endswith("mfdmc-sharp); commit new (mfdmc-taught)")
+    assert benchmark.measured_at(kept) == "commit old"
+    for where, seeds in ((path, 2), (tmp_path / "none.json", 1), (None, 1)):
+        with pytest.raises(SystemExit, match="run them all"):
+            benchmark.earlier_rows(where, ["mfdmc-taught"], seeds)

@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 
 from benchmarks import interpretability
-from benchmarks.interpretability import ACCURATE, BASELINE, CANDIDATES, Fits, claims, features_of, markdown, plot, run
+from benchmarks.interpretability import (
+    ACCURATE,
+    BASELINE,
+    CANDIDATES,
+    Fits,
+    claims,
+    commits,
+    features_of,
+    markdown,
+    merged,
+    plot,
+    run,
+)
 from mfdmc_fast.data import Features, holdout, plant_ratings
 from mfdmc_fast.data.labels import LabelBlock
 from mfdmc_fast.errors import DataError
@@ -163,3 +175,28 @@ def test_quick_fails_where_planted_clusters_are_not_found(monkeypatch: pytest.Mo
     good |= {RAW: found(0.001, 0.9), "random": found(0.001, 0.9)}
     with pytest.raises(SystemExit, match="random, user, v"):
         interpretability.main()
+
+
+def test_models_that_are_not_run_again_keep_figures_and_commit(small: dict[str, Any]) -> None:
+    earlier = {"seeds": 2, "commit": "old", "methods": {name: {**one, "rows": []} for name, one in small.items()}}
+    methods = merged({BASELINE: small[BASELINE]}, "new", earlier)
+    assert set(methods) == set(small)
+    assert methods[BASELINE] == {**small[BASELINE], "commit": "new"}
+    assert (methods[RAW]["rows"], methods[RAW]["commit"]) == ([], "old")
+    assert commits({"commit": "old", "methods": methods}) == f"commit old: {RAW}, random; commit new: {BASELINE}"
+    assert commits({"commit": "one", "methods": small}) == "commit one"
+
+
+@pytest.mark.data
+def test_some_models_are_run_again_with_the_same_seeds_alone(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {"datasets": {"ml-100k": {"seeds": 3}}}
+    (tmp_path / "interpretability.json").write_text(json.dumps(results), encoding="utf-8")
+    monkeypatch.setattr(interpretability, "RESULTS", tmp_path)
+    for wrong, message in ((RAW, "has results of 3 seeds, not 2"), ("k-medoids", "unknown k-medoids")):
+        command = ["interpretability", "--datasets", "ml-100k", "--seeds", "2", "--methods", wrong]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit):
+            interpretability.main()
+        assert message in capsys.readouterr().err
