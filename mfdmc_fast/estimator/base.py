@@ -27,13 +27,14 @@ from mfdmc_fast.data.vocabulary import ids_to_arrays
 from mfdmc_fast.errors import ConfigError, ModelFileError
 from mfdmc_fast.estimator import updates
 from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired, scale_within
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.memory import load_or_stream, parse_size
 from mfdmc_fast.model import SIDES, Predictor, RatingModel
 from mfdmc_fast.ops import dispatch, functional
 from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, load_state, save_state
-from mfdmc_fast.training import Callback, TrainingHistory
+from mfdmc_fast.training import Callback
 from mfdmc_fast.training import fit as train_model
 
 # training ratings that a fit's error on them is measured on

@@ -18,13 +18,14 @@ from mfdmc_fast.data import Features, RatingsDataset, StreamedRatings, Vocabular
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.estimator.teachers import lessons, teacher_identity, teacher_name, uses_features
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.interpret.affinity import view_pairs
 from mfdmc_fast.interpret.cards import ClusterCards, cluster_cards
 from mfdmc_fast.interpret.explain import Explanation, explain_rows
 from mfdmc_fast.interpret.profile import Profile, profile_row
 from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
-from mfdmc_fast.training import Callback, TrainingHistory, digest_of
+from mfdmc_fast.training import Callback, digest_of
 
 # tensors of a teacher's checkpoint
 _PAIRS = "user_idx", "item_idx", "ratings"
