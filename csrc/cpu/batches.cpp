@@ -217,10 +217,10 @@ void Dealer::deal_loaded(std::uint64_t stream, std::int64_t first, std::int64_t 
     deal_runs(stream, first, first + 1, from, scratch);
     ++first;
   }
-  const std::int64_t whole = std::min(last, (missing_ + store_.size()) / n_batches_);
+  const std::int64_t whole = std::max(first, std::min(last, (missing_ + store_.size()) / n_batches_));
   for (; first < whole; first += kShortRunsTogether)
     deal_short_runs(stream, first, std::min(whole, first + kShortRunsTogether), from, scratch);
-  if (first < last && whole < last) deal_runs(stream, whole, last, from, scratch);
+  if (whole < last) deal_runs(stream, whole, last, from, scratch);
 }
 
 std::int64_t Dealer::user_at(std::int64_t rating) const {
