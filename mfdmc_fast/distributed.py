@@ -165,6 +165,8 @@ def alone() -> Iterator[None]:
 
 def n_started() -> int:
     """How many processes torchrun, or what sets its variables, has started; 1 where nothing has."""
+    if not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return 1
     text = os.environ.get("WORLD_SIZE", "1")
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"WORLD_SIZE = {text!r}: must be the number of processes; torchrun sets it")

@@ -246,7 +246,7 @@ def _columns_of(batches: BatchIterator, shard: Shard) -> dict[str, Any]:
     # take more memory than the ratings
     runs = -(-own.stop // batches.n_batches) - own.start // batches.n_batches
     at_once = int(processes.gather(columns["dealt_at_once"] // runs).min())
-    most = 3 * columns["dealt_at_once"] // len(ratings.items)
+    most = columns["dealt_at_once"] // len(ratings.items)
     together = max(1, min(at_once, int(processes.gather(most).min())))
     share = native.Share(processes.rank, processes.size, own.start, len(ratings), processes.all_to_all)
     return columns | {"dealt_at_once": together * runs, "share": share}

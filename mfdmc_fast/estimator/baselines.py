@@ -156,6 +156,10 @@ class BayesianMF(RatingEstimator):
         return deviations
 
     @property
+    def _shares(self) -> bool:
+        return False
+
+    @property
     def _streams(self) -> bool:
         return False
 
