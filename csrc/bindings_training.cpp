@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <vector>
@@ -194,27 +195,48 @@ struct Schedule {
   }
 };
 
+// What one of several processes has of the training.
+struct Share {
+  int rank, n_processes;
+  std::int64_t first, total;  // number of its first rating among all, and of all
+  py::object all_to_all;      // (sent [bytes], their sizes by rank, received [bytes], their sizes by rank)
+
+  Exchange::Swap swap() const {
+    return [call = all_to_all](const Exchange::Messages& sent, Exchange::Messages& received) {
+      py::gil_scoped_acquire acquire;
+      const auto bytes = [](const Exchange::Messages& messages) {
+        const std::int64_t size = std::accumulate(messages.sizes.begin(), messages.sizes.end(), std::int64_t{0});
+        auto* const data = reinterpret_cast<std::uint8_t*>(const_cast<char*>(messages.bytes.data()));
+        return py::array_t<std::uint8_t>(size, data, py::none());  // with a base it shares the memory
+      };
+      call(bytes(sent), sent.sizes, bytes(received), received.sizes);
+    };
+  }
+};
+
 class PyTrainer {
  public:
   PyTrainer(Indices user_offsets /* [n_users + 1] */, Rows items /* [N] */, Floats ratings /* [N] */,
             std::int64_t n_items, std::int64_t n_batches, std::uint64_t seed, std::int64_t dealt_at_once, int n_threads,
-            const std::optional<std::string>& kernels)
+            const std::optional<std::string>& kernels, const std::optional<Share>& share)
       : PyTrainer(std::move(user_offsets), n_items, n_batches, n_threads, kernels) {
     items_ = std::move(items);
     ratings_ = std::move(ratings);
     check_shape("items", items_, {n_});
     check_shape("ratings", ratings_, {n_});
     check_indices("items", items_, n_items);
-    begin({user_offsets_.data(), items_.data(), ratings_.data(), n_users_, n_items_}, seed, dealt_at_once);
+    begin({user_offsets_.data(), items_.data(), ratings_.data(), n_users_, n_items_, 0, n_}, seed, dealt_at_once, share);
   }
 
   // Items and ratings are read from files; see RatingFiles.
   PyTrainer(Indices user_offsets /* [n_users + 1] */, const std::string& items, const std::string& ratings,
             std::vector<float> rating_values, std::int64_t n_items, std::int64_t n_batches, std::uint64_t seed,
-            std::int64_t dealt_at_once, int n_threads, const std::optional<std::string>& kernels)
+            std::int64_t dealt_at_once, int n_threads, const std::optional<std::string>& kernels,
+            const std::optional<Share>& share)
       : PyTrainer(std::move(user_offsets), n_items, n_batches, n_threads, kernels) {
-    files_ = std::make_unique<RatingFiles>(items, ratings, std::move(rating_values), n_, n_items);
-    begin({user_offsets_.data(), nullptr, nullptr, n_users_, n_items_, files_.get()}, seed, dealt_at_once);
+    files_ = std::make_unique<RatingFiles>(items, ratings, std::move(rating_values), share ? share->total : n_,
+                                           share ? share->first : 0, n_items);
+    begin({user_offsets_.data(), nullptr, nullptr, n_users_, n_items_, 0, n_, files_.get()}, seed, dealt_at_once, share);
   }
 
   void start_epoch(std::uint64_t epoch) {
@@ -246,8 +268,8 @@ class PyTrainer {
     item.require_state(schedule.optimizer);
     StepSetup setup = make_setup(options, user, item, kernels_);
     const TrainedSide user_side = user.side(), item_side = item.side();
-    if (user_side.n_entities != n_users_ || item_side.n_entities != n_items_)
-      throw py::value_error("tables must have a row for every user and item of the ratings");
+    if (user_side.n_entities != n_users_ || item_side.n_entities != trainer_->own_items(n_items_))
+      throw py::value_error("tables must have a row for every user and item of the ratings, or every own item");
     const TrainedCenters user_centers = user.centers(), item_centers = item.centers();
     std::int64_t b = first;
     bool finite = true;
@@ -286,8 +308,16 @@ class PyTrainer {
     if (n_ / n_batches >= std::numeric_limits<std::int32_t>::max()) throw py::value_error("batches are too large");
   }
 
-  void begin(const RatingStore& store, std::uint64_t seed, std::int64_t dealt_at_once) {
-    trainer_ = std::make_unique<Trainer>(store, n_batches_, seed, dealt_at_once, kernels_);
+  void begin(RatingStore store, std::uint64_t seed, std::int64_t dealt_at_once, const std::optional<Share>& share) {
+    std::optional<Exchange> exchange;
+    if (share) {
+      if (share->first < 0 || share->total - share->first < n_ || share->rank < 0 || share->rank >= share->n_processes)
+        throw py::value_error("the own ratings must lie among all, and the rank below the number of processes");
+      store.first = share->first;
+      store.total = share->total;
+      exchange.emplace(share->rank, share->n_processes, n_items_, share->swap());
+    }
+    trainer_ = std::make_unique<Trainer>(store, n_batches_, seed, dealt_at_once, std::move(exchange), kernels_);
   }
 
   Indices user_offsets_;
@@ -386,7 +416,7 @@ std::vector<double> batch_loss(SideState& user, SideState& item, const Indices& 
   group_pairs(users, items, values, n, values_by_user, batch);
   const int worth = n < 2048 ? 1 : n_threads;  // a batch too small to share out is faster on one thread
   const LossValues loss = BatchStep(kernels).run(batch, sides[0], centers[0], sides[1], centers[1], setup,
-                                                 Team::mine(worth), nullptr);
+                                                 Team::mine(worth), nullptr, nullptr);
   return {loss.total, loss.mse, loss.spread, loss.proximity, loss.entropy, loss.l2, loss.bias_l2};
 }
 
@@ -416,18 +446,24 @@ void define_training(py::module_& module) {
            py::arg("optimizer"), py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
            py::arg("center_step").noconvert(), py::arg("inverse_root").noconvert(), py::arg("beta1"),
            py::arg("beta2"), py::arg("epsilon"));
+  py::class_<Share>(module, "Share")
+      .def(py::init([](int rank, int n_processes, std::int64_t first, std::int64_t total, py::object all_to_all) {
+             return Share{rank, n_processes, first, total, std::move(all_to_all)};
+           }),
+           py::kw_only(), py::arg("rank"), py::arg("n_processes"), py::arg("first"), py::arg("total"),
+           py::arg("all_to_all"));
   py::register_exception<RatingFileError>(module, "RatingFileError", PyExc_OSError);
   py::class_<PyTrainer>(module, "Trainer")
       .def(py::init<Indices, Rows, Floats, std::int64_t, std::int64_t, std::uint64_t, std::int64_t, int,
-                    const std::optional<std::string>&>(),
+                    const std::optional<std::string>&, const std::optional<Share>&>(),
            py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items").noconvert(),
            py::arg("ratings").noconvert(), py::arg("n_items"), py::arg("n_batches"), py::arg("seed"),
-           py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"))
+           py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"), py::arg("share") = py::none())
       .def(py::init<Indices, const std::string&, const std::string&, std::vector<float>, std::int64_t, std::int64_t,
-                    std::uint64_t, std::int64_t, int, const std::optional<std::string>&>(),
+                    std::uint64_t, std::int64_t, int, const std::optional<std::string>&, const std::optional<Share>&>(),
            py::kw_only(), py::arg("user_offsets").noconvert(), py::arg("items"), py::arg("ratings"),
            py::arg("rating_values"), py::arg("n_items"), py::arg("n_batches"), py::arg("seed"),
-           py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"))
+           py::arg("dealt_at_once"), py::arg("n_threads"), py::arg("kernels"), py::arg("share") = py::none())
       .def("start_epoch", &PyTrainer::start_epoch, py::arg("epoch"))
       .def("dealt", &PyTrainer::dealt, py::kw_only(), py::arg("batch"), py::arg("first"), py::arg("last"))
       .def("run", &PyTrainer::run, py::kw_only(), py::arg("first"), py::arg("last"), py::arg("user"), py::arg("item"),

@@ -16,10 +16,11 @@ from mfdmc_fast import metrics
 from mfdmc_fast.config import BayesianMFConfig, with_rank
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.errors import TrainingDiverged
+from mfdmc_fast.history import EpochRecord, TrainingHistory
 from mfdmc_fast.model import BayesianMFModel, draws_kept
 from mfdmc_fast.ops import functional
 from mfdmc_fast.ops.types import FeatureBags, GibbsSampler
-from mfdmc_fast.training import Callback, EpochRecord, TrainingHistory
+from mfdmc_fast.training import Callback
 
 
 class SideFeatures(NamedTuple):

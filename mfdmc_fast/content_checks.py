@@ -40,7 +40,12 @@ def checked_cluster_ids(values: Any, model: Predictor) -> ClusterIds:
 
 
 def check_parameters(
-    tensors: Mapping[str, Tensor], prefix: str, model: Predictor, cluster_ids: ClusterIds, dtype: torch.dtype
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    model: Predictor,
+    cluster_ids: ClusterIds,
+    dtype: torch.dtype,
+    rows: Mapping[str, int] | None = None,
 ) -> None:
     """The parameters of a model with these clusters: all there, no others, of their shapes and dtype, finite.
 
@@ -50,18 +55,25 @@ def check_parameters(
         model: with the settings that they must fit.
         cluster_ids: of the parameters.
         dtype: of the parameters.
+        rows: of parameters, by their names, where they are others than the model's.
     """
     parameters = dict(model.named_parameters())
     foreign = [name for name in tensors if name.startswith(f"{prefix}.") and name[len(prefix) + 1 :] not in parameters]
     if foreign:
         raise ValueError(f"{', '.join(foreign[:3])}: not a parameter of a model with these settings")
     for name, parameter in parameters.items():
-        shape = _shape(name, parameter, cluster_ids)
+        shape = _shape(name, parameter, cluster_ids, rows or {})
         _check_tensor(name, tensors[f"{prefix}.{name}"], shape, dtype)
 
 
 def check_run(
-    found: Checkpoint, history: Any, begun: Any, model: RatingModel, optimizer: OptimizerState, n_batches: int
+    found: Checkpoint,
+    history: Any,
+    begun: Any,
+    model: RatingModel,
+    optimizer: OptimizerState,
+    n_batches: int,
+    rows: Mapping[str, int],
 ) -> None:
     """A checkpoint of a run of these settings and ratings: all that continuing takes is there and fits.
 
@@ -71,6 +83,7 @@ def check_run(
         begun: that of the run before its first epoch.
         model, optimizer: likewise.
         n_batches: of an epoch.
+        rows: of all processes together, by the names of parameters; the model may have those of one.
     """
     state, tensors, epochs = found.state, found.tensors, model.config.epochs
     done = len(history.epochs)
@@ -85,13 +98,14 @@ def check_run(
             raise ValueError(f"{name} is not an integer from 0 to {done}")
     dtype = next(model.parameters()).dtype
     cluster_ids = checked_cluster_ids(state["cluster_ids"], model)
-    check_parameters(tensors, "model", model, cluster_ids, dtype)
-    check_optimizer(tensors, model, optimizer, cluster_ids, done * n_batches)
+    check_parameters(tensors, "model", model, cluster_ids, dtype, rows)
+    check_optimizer(tensors, model, optimizer, cluster_ids, done * n_batches, rows)
     known = ["model.", "optimizer."]
     if state["best_cluster_ids"] is not None:
         if model.config.keep != "best" or not state["best_epoch"]:
             raise ValueError("it holds a best epoch where none is kept")
-        check_parameters(tensors, "best", model, checked_cluster_ids(state["best_cluster_ids"], model), dtype)
+        best_ids = checked_cluster_ids(state["best_cluster_ids"], model)
+        check_parameters(tensors, "best", model, best_ids, dtype, rows)
         known.append("best.")
     elif model.config.keep == "best" and state["best_epoch"]:
         raise ValueError("it does not hold the best epoch")
@@ -106,6 +120,7 @@ def check_optimizer(
     optimizer: OptimizerState,
     cluster_ids: ClusterIds,
     steps: int,
+    rows: Mapping[str, int],
 ) -> None:
     """The state of an optimizer after some steps, named `optimizer.PARAMETER.KEY`: complete, of its shapes and dtypes,
     and finite, which the native engine relies on.
@@ -116,12 +131,13 @@ def check_optimizer(
         optimizer: before its first step; torch's have no state then.
         cluster_ids: of the state.
         steps: that it has made.
+        rows: as in `check_run`.
     """
     of_torch = ("row_sum",) if model.config.optimizer == "adagrad" else ("step", "exp_avg", "exp_avg_sq")
     expected = set()
     for name, parameter in model.named_parameters():
         state = optimizer.state.get(parameter) or {}
-        shape = _shape(name, parameter, cluster_ids)
+        shape = _shape(name, parameter, cluster_ids, rows)
         shapes = {"step": (), "row_sum": shape[:1], "next_step": shape[:1]}
         for key in state or of_torch:
             full = f"optimizer.{name}.{key}"
@@ -138,14 +154,14 @@ def check_optimizer(
         raise ValueError(f"{', '.join(foreign[:3])}: not a state of this optimizer")
 
 
-def _shape(name: str, parameter: Tensor, cluster_ids: ClusterIds) -> tuple[int, ...]:
-    """That of a parameter by its name, with these clusters."""
+def _shape(name: str, parameter: Tensor, cluster_ids: ClusterIds, rows: Mapping[str, int]) -> tuple[int, ...]:
+    """That of a parameter by its name, with these clusters and, where they are named, rows."""
     side, _, leaf = name.partition(".")
     ids = cluster_ids.get("user" if side == "user" else "item")
     if ids is None or leaf == "bias":
-        return tuple(parameter.shape)
+        return rows.get(name, parameter.shape[0]), *parameter.shape[1:]
     total = sum(map(len, ids))
-    return (parameter.shape[0], total) if leaf == "assignment_logits" else (total, parameter.shape[1])
+    return (rows.get(name, parameter.shape[0]), total) if leaf == "assignment_logits" else (total, parameter.shape[1])
 
 
 def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -59,5 +59,9 @@ class TrainingDiverged(MFDMCError, RuntimeError):
     """The loss became NaN or infinite; the message names epoch, batch and the likely cause."""
 
 
+class ProcessEnded(MFDMCError, RuntimeError):
+    """Another of the processes that train a model together has ended; the message says how to continue."""
+
+
 class DamagedCheckpoint(UserWarning):
     """A checkpoint cannot be read and is passed over; the message names the file and says why."""

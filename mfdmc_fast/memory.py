@@ -15,6 +15,8 @@ from mfdmc_fast.errors import ConfigError
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 # numbers of a rating in memory, and of one that is dealt: user, item, rating
 _LOADED_BYTES = _DEALT_BYTES = 12
+# at most, of a dealt rating: what several processes tell each other of how often batches have each item
+_COUNT_BYTES = 16
 # two batches grouped by item (12 bytes each), and the errors of one
 _BATCH_BYTES = 28
 # of one rating more while a store is loaded: its code
@@ -95,8 +97,16 @@ class TrainingMemory:
         return self.tables + self.batch + dealt + self.ratings + _SLACK_BYTES
 
 
-def training_memory(config: TrainingConfig, n_users: int, n_items: int, n_ratings: int) -> TrainingMemory:
-    """Estimate for the native engine; an upper bound in all that `benchmarks.ingest` measures."""
+def training_memory(
+    config: TrainingConfig, n_users: int, n_items: int, n_ratings: int, n_processes: int = 1
+) -> TrainingMemory:
+    """Estimate for the native engine; an upper bound in all that `benchmarks.ingest` measures.
+
+    Args:
+        config: of the model.
+        n_users, n_items, n_ratings: of all.
+        n_processes: that share users and ratings; the estimate is for one of them.
+    """
     if isinstance(config, MFDMCConfig):
         width = config.n_views * config.n_clusters
         length = config.view_dim * (config.n_views if config.combine == "concat" else 1)
@@ -107,34 +117,45 @@ def training_memory(config: TrainingConfig, n_users: int, n_items: int, n_rating
     # embeddings and their gradients, a byte a number for the check of parameters, biases, row sums and the like
     per_entity = 4 * copies * (width + 1) + 8 * length + width + 64
     batch_size = min(config.batch_size or default_batch_size(n_ratings), n_ratings)
+    own_users, own_ratings, own_batch = (-(-n // n_processes) for n in (n_users, n_ratings, batch_size))
+    tables, dealt = per_entity * (own_users + n_items), _DEALT_BYTES * own_batch
+    if n_processes > 1:
+        # the whole table before training and after it; messages about items in both directions
+        tables += 4 * (width + 1) * n_users + 16 * (length + 1) * n_items
+        dealt += _COUNT_BYTES * own_batch
     return TrainingMemory(
-        tables=per_entity * (n_users + n_items),
-        batch=_BATCH_BYTES * batch_size,
-        ratings=(_LOADED_BYTES + _LOADING_BYTES) * n_ratings,
-        smallest_dealt=_DEALT_BYTES * batch_size,
+        tables=tables,
+        batch=_BATCH_BYTES * own_batch,
+        ratings=(_LOADED_BYTES + _LOADING_BYTES) * own_ratings,
+        smallest_dealt=dealt,
     )
 
 
-def load_or_stream(store: Store, config: TrainingConfig, limit: int | None) -> RatingsDataset | StreamedRatings:
+def load_or_stream(
+    store: Store, config: TrainingConfig, limit: int | None, n_processes: int = 1
+) -> RatingsDataset | StreamedRatings:
     """The ratings of a store in memory where that suffices, else checked and to be streamed.
+
+    Where several processes train they are always streamed, so that each reads its own alone.
 
     Args:
         store: the ratings.
         config: of the model that is to be trained on them.
         limit: bytes of memory that the process may have in all, without the system's cache of files; None: what is
             free, of which a part is left alone.
+        n_processes: that train together.
 
     Raises:
         ConfigError: not even streaming keeps within the limit; says what would.
         DataError: the store is damaged.
     """
-    needed = training_memory(config, store.n_users, store.n_items, len(store))
+    needed = training_memory(config, store.n_users, store.n_items, len(store), n_processes)
     held = resident_bytes()
     free = free_bytes()
     allowed = limit - held if limit is not None else None if free is None else int(_SHARE_OF_FREE * free)
-    if allowed is None or needed.loaded(len(store)) <= allowed:
+    if n_processes == 1 and (allowed is None or needed.loaded(len(store)) <= allowed):
         return store.load()
-    if limit is not None and needed.streamed > allowed:
+    if limit is not None and allowed is not None and needed.streamed > allowed:
         least = held + needed.streamed
         without_batch = held + needed.tables + _SLACK_BYTES
         largest = (limit - without_batch) // (_BATCH_BYTES + _DEALT_BYTES)
@@ -145,6 +166,9 @@ def load_or_stream(store: Store, config: TrainingConfig, limit: int | None) -> R
             f" the memory limit is {show_size(limit)}. Raise it{smaller}, or choose a smaller model"
         )
     # with less than that, a store is gone through more often
-    spare = (allowed - needed.streamed + needed.smallest_dealt) // _DEALT_BYTES
     store.check()
+    if n_processes > 1 and limit is None:  # what is free is for all processes of a machine
+        return StreamedRatings(store)
+    assert allowed is not None
+    spare = (allowed - needed.streamed + needed.smallest_dealt) // (_DEALT_BYTES + (n_processes > 1) * _COUNT_BYTES)
     return StreamedRatings(store, max(1, min(spare, len(store))))

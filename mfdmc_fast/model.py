@@ -107,15 +107,15 @@ class RatingModel(Predictor):
                 relative = np.maximum(of_side, 1).astype(np.float64) ** -power
                 relative *= of_side.sum() / max(1.0, (of_side * relative).sum())
                 scale = torch.from_numpy(relative).to(next(self.parameters()))
-            self._set_l2_scale(side, scale)
+            self.set_l2_scale(side, scale)
 
     def drop_l2_scales(self) -> None:
         """Forget them: they are for the rows of the training that is over."""
         for side in SIDES:
-            self._set_l2_scale(side, None)
+            self.set_l2_scale(side, None)
 
     @abstractmethod
-    def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None: ...
+    def set_l2_scale(self, side: SideName, scale: Tensor | None) -> None: ...
 
     @abstractmethod
     def native_parameters(self, side: SideName) -> native.SideParameters:
@@ -276,7 +276,7 @@ class MFDMCModel(RatingModel):
     def prunable_sides(self) -> dict[SideName, Side]:
         return {"user": self.user, "item": self.item}
 
-    def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None:
+    def set_l2_scale(self, side: SideName, scale: Tensor | None) -> None:
         self._side(side).l2_scale = scale
 
     def _side(self, side: SideName) -> Side:
@@ -307,7 +307,7 @@ class FunkMFModel(RatingModel):
         for side in SIDES:
             self.register_buffer(f"{side}_l2_scale", None, persistent=False)
 
-    def _set_l2_scale(self, side: SideName, scale: Tensor | None) -> None:
+    def set_l2_scale(self, side: SideName, scale: Tensor | None) -> None:
         setattr(self, f"{side}_l2_scale", scale)
 
     def batch_loss(self, user_idx: Tensor, item_idx: Tensor, ratings: Tensor, *, epoch: int) -> LossTerms:

@@ -16,8 +16,9 @@ from rich.progress import (
 from typing_extensions import Self
 
 from mfdmc_fast.data import PrepareProgress
+from mfdmc_fast.history import EpochRecord
 from mfdmc_fast.model import BayesianMFModel, Predictor
-from mfdmc_fast.training import Callback, EpochRecord
+from mfdmc_fast.training import Callback
 
 
 class ProgressBar(Callback):

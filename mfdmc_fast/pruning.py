@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mfdmc_fast.distributed import Processes
 from mfdmc_fast.errors import ClustersCollapsed
 from mfdmc_fast.model import RatingModel, Side, SideName
 from mfdmc_fast.ops import functional
@@ -59,12 +61,15 @@ class ClusterPruning:
         model: RatingModel,
         optimizer: OptimizerState,
         trained: Mapping[SideName, Tensor],
+        processes: Processes = Processes(),
     ) -> list[PruneEvent]:
         """Prune and compact model and optimizer state.
 
         Args:
             epoch: the epoch that just ended.
-            trained: for each side a [n] bool tensor of the entities that have a training rating.
+            trained: for each side a [n] bool tensor of the entities that have a training rating; where several
+                processes train, of those that this one has.
+            processes: who trains; usage is that over the entities of all, and the decision is the same in all.
 
         Returns:
             What was removed, in order of side, view and usage.
@@ -74,7 +79,7 @@ class ClusterPruning:
         events: list[PruneEvent] = []
         for name, side in model.prunable_sides().items():
             removed: list[list[int]] = []
-            by_cluster = functional.cluster_usage(side.tensors(), trained[name], backend=model.training_backend)
+            by_cluster = _usage_of_all(side, trained[name], model.training_backend, processes)
             for view, of_view in enumerate(by_cluster.split(side.n_clusters)):
                 usage = of_view.tolist()
                 weak = sorted((k for k, share in enumerate(usage) if share < self.threshold), key=usage.__getitem__)
@@ -84,6 +89,19 @@ class ClusterPruning:
             if any(removed):
                 remove_clusters(side, removed, optimizer)
         return events
+
+
+def _usage_of_all(side: Side, trained: Tensor, backend: str, processes: Processes) -> Tensor:
+    """[S] float64 mean weights over the trained entities of all processes."""
+    n = int(trained.sum())
+    if processes.size == 1 or n:
+        own = functional.cluster_usage(side.tensors(), trained, backend=backend)
+    else:
+        own = torch.zeros(side.centers.shape[0], dtype=torch.float64)
+    if processes.size == 1:
+        return own
+    sums = processes.sum(np.append(own.double().cpu().numpy() * n, n))
+    return torch.from_numpy(sums[:-1] / sums[-1])
 
 
 # a view that loses everything it may this many epochs after pruning began had clusters in name only

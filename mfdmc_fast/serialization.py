@@ -26,10 +26,10 @@ from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, MFDMCConfig, Model
 from mfdmc_fast.content_checks import check_parameters, checked_cluster_ids
 from mfdmc_fast.data.vocabulary import Vocabulary, ids_from_arrays, ids_to_arrays
 from mfdmc_fast.errors import BackendUnavailable, MFDMCError, ModelFileError
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.model import SIDES, BayesianMFModel, FunkMFModel, MFDMCModel, Predictor
 from mfdmc_fast.ops import dispatch
 from mfdmc_fast.tensor_files import read_tensors, write_tensors
-from mfdmc_fast.training import TrainingHistory
 
 FORMAT_VERSION = 1
 _KEY = "mfdmc_fast"

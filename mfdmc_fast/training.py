@@ -5,99 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mfdmc_fast import metrics
+from mfdmc_fast import __version__, metrics
 from mfdmc_fast.checkpoints import Checkpoint, Checkpoints, digest
 from mfdmc_fast.config import MFDMCConfig, TrainingConfig, with_l2, with_rates
 from mfdmc_fast.content_checks import check_run
 from mfdmc_fast.data.batches import BatchIterator, default_batch_size
 from mfdmc_fast.data.dataset import RatingsDataset
 from mfdmc_fast.data.store import StreamedRatings
+from mfdmc_fast.distributed import Processes, Shard
 from mfdmc_fast.epochs import make_epochs
 from mfdmc_fast.errors import ConfigError, TrainingDiverged
-from mfdmc_fast.model import MFDMCModel, Predictor, RatingModel, SideName
-from mfdmc_fast.optim import OptimizerState, likely_cause, rate_factor
-from mfdmc_fast.plain_values import check_fields
-from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, PruneEvent, warn_of_collapse
+from mfdmc_fast.history import EpochRecord, TrainingHistory
+from mfdmc_fast.model import MFDMCModel, Predictor, RatingModel
+from mfdmc_fast.optim import likely_cause, rate_factor
+from mfdmc_fast.pruning import COLLAPSE_EPOCHS, ClusterPruning, warn_of_collapse
+from mfdmc_fast.run_state import Run
 from mfdmc_fast.scoring import predict_rows
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch did.
-
-    Attributes:
-        epoch: the first is 1.
-        seconds: wall time of the epoch, validation included.
-        loss: mean over the epoch's ratings of each loss term, unweighted; `total` is weighted.
-        learning_rate_factor: factor on all learning rates at the end of the epoch.
-        valid_rmse, valid_mae: rating points, predictions clipped to the rating scale; None without validation ratings.
-        clusters_user, clusters_item: active clusters of each view after pruning; None for models without clusters.
-    """
-
-    epoch: int
-    seconds: float
-    loss: dict[str, float]
-    learning_rate_factor: float
-    valid_rmse: float | None
-    valid_mae: float | None
-    clusters_user: list[int] | None
-    clusters_item: list[int] | None
-
-
-@dataclass
-class TrainingHistory:
-    """Everything a run wants remembered.
-
-    Attributes:
-        epochs: one record per epoch that was run.
-        prune_events: every removed cluster, in order.
-        backend: kernels that computed the loss.
-        batch_size: ratings per step.
-        stop_reason: why training ended; empty until then.
-        kept_epoch: the epoch whose parameters the model has.
-        seconds: wall time of the whole run; of a resumed one, without what was lost.
-        teacher_seconds: of which the teacher took; 0 without one.
-        streamed: whether the ratings stayed in the files of a store.
-        train_rmse: of the kept parameters on the training ratings, a teacher's student included; None where a model
-            has none. How far a rating lies from its prediction, as fold-in takes it.
-        n_users, n_items: rows that were trained; those of the model beyond them were folded in. 0: not recorded.
-    """
-
-    epochs: list[EpochRecord] = field(default_factory=list)
-    prune_events: list[PruneEvent] = field(default_factory=list)
-    backend: str = ""
-    batch_size: int = 0
-    stop_reason: str = ""
-    kept_epoch: int = 0
-    seconds: float = 0.0
-    teacher_seconds: float = 0.0
-    streamed: bool = False
-    train_rmse: float | None = None
-    n_users: int = 0
-    n_items: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingHistory:
-        """Inverse of `to_dict`; raises a built-in error for values that `to_dict` never gives."""
-        rest = {k: v for k, v in values.items() if k not in ("epochs", "prune_events")}
-        history = cls(
-            epochs=[EpochRecord(**record) for record in values["epochs"]],
-            prune_events=[PruneEvent(**event) for event in values["prune_events"]],
-            **rest,
-        )
-        check_fields(history)
-        return history
+from mfdmc_fast.sharding import ShardedRows
 
 
 class Callback:
@@ -184,94 +113,6 @@ def evaluate_dataset(model: RatingModel, dataset: RatingsDataset, scale: tuple[f
     return {"rmse": metrics.rmse(predictions, dataset.ratings), "mae": metrics.mae(predictions, dataset.ratings)}
 
 
-@dataclass
-class _Run:
-    """What changes while a model is trained, which is what a checkpoint holds.
-
-    Attributes:
-        model, optimizer: with its parameters, cluster ids and optimizer state.
-        history: of the epochs so far.
-        best_epoch: the one with the lowest validation RMSE; 0 where there is none.
-        epochs_without_gain: since then.
-        best: the model after that epoch, where it is to be kept.
-    """
-
-    model: RatingModel
-    optimizer: OptimizerState
-    history: TrainingHistory
-    best_epoch: int = 0
-    epochs_without_gain: int = 0
-    best: _Snapshot | None = None
-
-    def judge(self, record: EpochRecord) -> None:
-        """See whether an epoch is the best so far."""
-        if record.valid_rmse is None:
-            return
-        self.epochs_without_gain += 1
-        best = self.history.epochs[self.best_epoch - 1].valid_rmse if self.best_epoch else None
-        if best is None or record.valid_rmse < best:
-            self.best_epoch, self.epochs_without_gain = record.epoch, 0
-            if self.model.config.keep == "best":
-                self.best = _Snapshot.of(self.model).copy()
-
-    def save(self, checkpoints: Checkpoints, seconds: float) -> None:
-        """Write a checkpoint of a run that has taken this long."""
-        now = _Snapshot.of(self.model)
-        state = {
-            "history": self.history.to_dict() | {"seconds": seconds},
-            "cluster_ids": now.cluster_ids,
-            "best_epoch": self.best_epoch,
-            "epochs_without_gain": self.epochs_without_gain,
-            "best_cluster_ids": self.best.cluster_ids if self.best else None,
-        }
-        tensors = {f"model.{name}": tensor for name, tensor in now.parameters.items()}
-        if self.best is not None:
-            tensors |= {f"best.{name}": tensor for name, tensor in self.best.parameters.items()}
-        for name, parameter in self.model.named_parameters():
-            of_parameter = self.optimizer.state[parameter]
-            tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in of_parameter.items()}
-        checkpoints.save_epoch(len(self.history.epochs), state, {name: t.cpu() for name, t in tensors.items()})
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint of the same run."""
-        state = checkpoint.state
-        self.history = TrainingHistory.from_dict(state["history"])
-        self.best_epoch, self.epochs_without_gain = state["best_epoch"], state["epochs_without_gain"]
-        tensors = {name: tensor.to(self.model.device) for name, tensor in checkpoint.tensors.items()}
-        if state["best_cluster_ids"] is not None:
-            self.best = _Snapshot(_below("best", tensors), _tuples(state["best_cluster_ids"]))
-        _Snapshot(_below("model", tensors), _tuples(state["cluster_ids"])).restore(self.model)
-        for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter] = _below(f"optimizer.{name}", tensors)
-
-
-@dataclass(frozen=True)
-class _Snapshot:
-    """The parameters of a model, and the original numbers of its clusters, view by view."""
-
-    parameters: dict[str, Tensor]
-    cluster_ids: dict[SideName, tuple[tuple[int, ...], ...]]
-
-    @classmethod
-    def of(cls, model: RatingModel) -> _Snapshot:
-        """Those of now; the tensors are the model's own."""
-        return cls(
-            {name: p.detach() for name, p in model.named_parameters()},
-            {name: side.cluster_ids for name, side in model.prunable_sides().items()},
-        )
-
-    def copy(self) -> _Snapshot:
-        """With tensors of its own, which training leaves alone."""
-        return _Snapshot({name: tensor.clone() for name, tensor in self.parameters.items()}, self.cluster_ids)
-
-    def restore(self, model: RatingModel) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.data = self.parameters[name]
-            parameter.grad = None
-        for name, side in model.prunable_sides().items():
-            side.cluster_ids = self.cluster_ids[name]
-
-
 def _train(
     model: RatingModel,
     train: RatingsDataset | StreamedRatings,
@@ -290,41 +131,51 @@ def _train(
     batch_size = config.batch_size or default_batch_size(len(train), 40 if taught else 10)
     counts = train.counts
     model.set_l2_scales(counts)
+    processes = Processes.current()
+    if processes.size > 1:
+        processes.agree(_given(model, train, validation, scale))
+    shard = Shard.of(processes, len(train.users), len(train.items), len(train), lambda: train.user_offsets)
+    rows = ShardedRows(model, shard)
+    rows.take()
     batches = BatchIterator(train, batch_size, config.seed, config.device)
     scale = scale or train.scale
     history = TrainingHistory(
         backend=model.training_backend, batch_size=batches.batch_size, streamed=isinstance(train, StreamedRatings)
     )
-    epochs = make_epochs(model, batches, history.backend)
-    watch = None if validation is None else _watch(model, validation, scale, history.backend)
+    epochs = make_epochs(model, batches, history.backend, shard)
+    watch = None if validation is None else _watch(model, validation, scale, history.backend, shard)
     pruning = _pruning_of(config)
-    trained = {side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in counts.items()}
-    run = _Run(model, epochs.optimizer, history)
+    trained = {
+        side: torch.from_numpy(of_side > 0).to(model.device) for side, of_side in shard.own_counts(counts).items()
+    }
+    run = Run(model, epochs.optimizer, rows, processes, history)
     saved = (
         None if checkpoints is None else _last_checkpoint(checkpoints, run, train, validation, scale, batches.n_batches)
     )
-    if saved is not None:
-        run.restore(saved)
-        history = run.history
+    resumed_from = run.restore(saved)
+    history = run.history
     start -= history.seconds
     for callback in callbacks:
         callback.on_train_start(model, batches.n_batches, config.epochs)
-        if saved is not None:
-            callback.on_resume(len(history.epochs), str(saved.path))
+        if resumed_from is not None:
+            callback.on_resume(len(history.epochs), resumed_from)
 
     while not history.stop_reason:
         epoch, epoch_start = len(history.epochs) + 1, time.perf_counter()
         loss = epochs.run(epoch, callbacks)
-        if not _is_finite(model):
+        if processes.any(not _is_finite(model)):
             # the loss was finite in every batch, so it was the last step
             raise TrainingDiverged(
                 f"parameters became NaN or infinite in the last step of epoch {epoch}: "
                 + likely_cause(train.scale, epochs.optimizer)
             )
         if pruning is not None:
-            history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained)
+            rows.align_centers(epochs.optimizer.state)
+            history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained, processes)
             if epoch == min(pruning.start + COLLAPSE_EPOCHS - 1, config.epochs):
                 warn_of_collapse(history.prune_events, model.config)
+        if watch is not None:
+            rows.share_items()
         errors = None if watch is None else watch()
         record = EpochRecord(
             epoch=epoch,
@@ -339,19 +190,23 @@ def _train(
         history.epochs.append(record)
         run.judge(record)
         # every callback sees the epoch, also after one of them asked to stop
-        if any([callback.on_epoch_end(record, model) for callback in callbacks]):  # noqa: C419
+        wants_end = any([callback.on_epoch_end(record, model) for callback in callbacks])  # noqa: C419
+        due = checkpoints is not None and checkpoints.due(epoch)
+        told = processes.gather([wants_end, due, checkpoints is not None])  # process 0 decides on checkpoints
+        if told[:, 0].any():
             history.stop_reason = f"a callback asked to stop after epoch {epoch}"
         elif config.patience is not None and run.epochs_without_gain >= config.patience:
             history.stop_reason = f"no better validation RMSE in {config.patience} epochs"
         elif epoch == config.epochs:
             history.stop_reason = "all epochs done"
-        if checkpoints is not None and (history.stop_reason or checkpoints.due(epoch)):
+        if told[0, 2] and (history.stop_reason or told[0, 1]):
             run.save(checkpoints, time.perf_counter() - start)
 
     history.kept_epoch = len(history.epochs)
     if run.best is not None:
         history.kept_epoch = run.best_epoch
         run.best.restore(model)
+    rows.complete()
     if dtype != "float32":
         model.float()
     history.seconds = time.perf_counter() - start
@@ -360,7 +215,7 @@ def _train(
 
 def _last_checkpoint(
     checkpoints: Checkpoints,
-    run: _Run,
+    run: Run,
     train: RatingsDataset | StreamedRatings,
     validation: RatingsDataset | None,
     scale: tuple[float, float],
@@ -374,9 +229,26 @@ def _last_checkpoint(
 
     def check(found: Checkpoint) -> None:
         history = TrainingHistory.from_dict(found.state["history"])
-        check_run(found, history, run.history, run.model, run.optimizer, n_batches)
+        check_run(found, history, run.history, run.model, run.optimizer, n_batches, run.rows.totals())
 
     return checkpoints.last(check)
+
+
+def _given(
+    model: RatingModel,
+    train: RatingsDataset | StreamedRatings,
+    validation: RatingsDataset | None,
+    scale: tuple[float, float] | None,
+) -> dict[str, str]:
+    """What all processes of a run must be given, as texts that differ where it does."""
+    ratings = train.store.fingerprint if isinstance(train, StreamedRatings) else digest_of(train)
+    return {
+        "version of mfdmc_fast": __version__,
+        "training ratings": ratings,
+        "validation ratings": "" if validation is None else digest_of(validation),
+        "rating scale": str(scale),
+        **{name: str(value) for name, value in model.config.to_dict().items() if name != "device"},
+    }
 
 
 def digest_of(ratings: RatingsDataset | StreamedRatings) -> str:
@@ -384,23 +256,32 @@ def digest_of(ratings: RatingsDataset | StreamedRatings) -> str:
     return digest(column for part in ratings.parts() for column in part)
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}
-
-
-def _tuples(cluster_ids: dict[SideName, list[list[int]]]) -> dict[SideName, tuple[tuple[int, ...], ...]]:
-    return {side: tuple(tuple(of_view) for of_view in views) for side, views in cluster_ids.items()}
-
-
 def _watch(
-    model: RatingModel, validation: RatingsDataset, scale: tuple[float, float], backend: str
+    model: RatingModel, validation: RatingsDataset, scale: tuple[float, float], backend: str, shard: Shard
 ) -> Callable[[], dict[str, float]]:
     """What gives the validation errors of an epoch."""
+    if shard.processes.size > 1:
+        return lambda: _errors_of_all(model, validation, scale, shard)
     if backend == "triton" and isinstance(model, MFDMCModel):
         from mfdmc_fast.device_validation import DeviceValidation
 
         return DeviceValidation(model, validation, scale).errors
     return lambda: evaluate_dataset(model, validation, scale)
+
+
+def _errors_of_all(
+    model: RatingModel, validation: RatingsDataset, scale: tuple[float, float], shard: Shard
+) -> dict[str, float]:
+    """`evaluate_dataset` where every process scores the ratings of its users, and process 0 those of unknown ones."""
+    users, own = validation.user_idx, shard.users
+    mine = (users >= own.start) & (users < own.stop)
+    if shard.processes.is_first:
+        mine |= users < 0
+    chosen = users[mine]
+    predictions = predict_rows(model, np.where(chosen < 0, -1, chosen - own.start), validation.item_idx[mine], scale)
+    errors = np.subtract(predictions, validation.ratings[mine], dtype=np.float64)
+    squares, sizes = shard.processes.sum([np.square(errors).sum(), np.abs(errors).sum()]) / len(validation)
+    return {"rmse": float(np.sqrt(squares)), "mae": float(sizes)}
 
 
 def _is_finite(model: RatingModel) -> bool:

@@ -86,8 +86,11 @@ class TestKilled:
         whole.join(60)
         seconds = time.monotonic() - began
         finish(whole)
-        killed, resumed = 0, 0
-        while killed < kills:
+        killed, resumed, tries = 0, 0, 0
+        # many of them must have something to continue from, which on a busy machine takes more kills
+        while killed < kills or resumed < kills / 5:
+            tries += 1
+            assert tries < 10 * kills
             resumed += folder.exists() and any(name.startswith("epoch") for name in files(folder))
             child = start()
             time.sleep(chance.uniform(0, 0.8 * seconds))
@@ -97,7 +100,6 @@ class TestKilled:
             if child.exitcode == 0:  # it was done already: the next begins another run
                 finish(child)
         finish(start())
-        assert resumed >= kills / 5  # many of them had something to continue from
 
     @pytest.mark.parametrize(
         ("function", "call"),

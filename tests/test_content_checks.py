@@ -37,7 +37,7 @@ def check(tensors: Tensors, state: dict[str, Any], **settings: Any) -> None:
     model = MFDMCModel(len(set(ratings.users)), len(set(ratings.items)), config, 3.0)
     history = TrainingHistory.from_dict(state["history"])
     begun = TrainingHistory(backend=history.backend, batch_size=history.batch_size)
-    check_run(Checkpoint(Path("x"), state, tensors), history, begun, model, _NativeState(model), n_batches=1)
+    check_run(Checkpoint(Path("x"), state, tensors), history, begun, model, _NativeState(model), n_batches=1, rows={})
 
 
 def test_what_a_run_has_written_fits(saved: tuple[Tensors, dict[str, Any]]) -> None:

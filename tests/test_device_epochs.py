@@ -211,7 +211,7 @@ def test_a_run_with_16_bit_tables_follows_that_with_float32(dtype: str, tmp_path
 
 def test_16_bit_tables_need_the_triton_backend(ratings: RatingsDataset) -> None:
     model = new_model(MFDMCConfig(**SMALL, dtype="bfloat16", backend="reference"), ratings)
-    with pytest.raises(ConfigError, match="trained by the backend triton, not by reference"):
+    with pytest.raises(ConfigError, match="trained by the backend triton in one process, not by reference"):
         fit(model, ratings)
 
 

@@ -18,8 +18,9 @@ PACKAGE = Path(mfdmc_fast.__file__).parent
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files", "plain_values"], 0),
     **dict.fromkeys(["data", "metrics", "ops", "tensor_files"], 1),
-    **dict.fromkeys(["model", "memory"], 2),
+    **dict.fromkeys(["distributed", "model", "memory"], 2),
     **dict.fromkeys(["checkpoints", "content_checks", "epochs", "optim", "pruning", "scoring", "steps"], 3),
+    **dict.fromkeys(["history", "run_state", "sharding"], 3),
     **dict.fromkeys(["device_batches", "device_epochs", "device_validation"], 3),
     **dict.fromkeys(["fold_in", "training"], 4),
     **dict.fromkeys(["bayesian", "interpret"], 5),

@@ -22,8 +22,8 @@ std::int64_t item_chunks(std::int64_t n_rows, std::int64_t lanes) {
 std::int64_t user_chunks(std::int64_t n_rows, std::int64_t n_ratings, std::int64_t lanes) {
   constexpr std::int64_t most_rows = 256, worth_ratings = 2048;
   const std::int64_t tiles = (n_rows + lanes - 1) / lanes;
-  return std::clamp<std::int64_t>(std::max(tiles / 4, n_ratings / worth_ratings), 1,
-                                  std::min(tiles, std::max(kChunks, n_rows / most_rows)));
+  const std::int64_t most = std::min(tiles, std::max(kChunks, n_rows / most_rows));
+  return std::clamp<std::int64_t>(std::max(tiles / 4, n_ratings / worth_ratings), 1, std::max<std::int64_t>(most, 1));
 }
 
 struct Range {
@@ -54,6 +54,12 @@ struct LossParts {
     squares += other.squares;
   }
 };
+
+// The sums of a side's chunks, [chunks, n] from `parts` on, added to sums [n].
+void add_chunks(const float* parts, std::int64_t n_chunks, std::int64_t n, double* sums) {
+  for (std::int64_t chunk = 0; chunk < n_chunks; ++chunk, parts += n)
+    for (std::int64_t j = 0; j < n; ++j) sums[j] += parts[j];
+}
 
 // Where the passes over some rows of a side keep what they hand on to each other, except the embeddings.
 struct RowBuffers {
@@ -117,7 +123,7 @@ void RowBuffers::lay_out(float* memory, const TrainedSide& side, const LossSetup
 
 LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const TrainedCenters& user_centers,
                           TrainedSide item, const TrainedCenters& item_centers, const StepSetup& setup, Team& team,
-                          Grouping* next) {
+                          Grouping* next, Exchange* exchange) {
   const std::int64_t n = batch.n_ratings, lanes = kernels_.lanes;
   for (auto [side, buffers] : {std::pair{&user, &user_}, std::pair{&item, &item_}}) {
     if (!side->centers) continue;
@@ -133,11 +139,12 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   item_update.gradients = setup.item_gradients;
   user_update.gradients = setup.user_gradients;
   const LossSetup& loss = setup.loss;
+  // `items` are those whose steps are made here: with an exchange the own ones, else those of the ratings, `rated`
   BatchSide items{}, users{};
-  items.links = batch.links.data();
+  items.links = exchange ? nullptr : batch.links.data();
   users.items = batch.items.data();
-  for (auto [side, groups, buffers] :
-       {std::tuple{&items, &batch.item, &item_}, std::tuple{&users, &batch.user, &user_}}) {
+  for (auto [side, groups, buffers] : {std::tuple{&items, exchange ? &exchange->owned() : &batch.item, &item_},
+                                       std::tuple{&users, &batch.user, &user_}}) {
     side->rows = groups->rows.data();
     side->offsets = groups->offsets.data();
     side->n_rows = static_cast<std::int64_t>(groups->rows.size());
@@ -145,6 +152,18 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   }
   RowBuffers::lay_out(at_least(item_rows_, RowBuffers::size(item, loss, items.n_rows, lanes)), item, loss, lanes,
                       items);
+  BatchSide rated = items;
+  if (exchange) {
+    rated.rows = batch.item.rows.data();
+    rated.offsets = batch.item.offsets.data();
+    rated.links = batch.links.data();
+    rated.n_rows = static_cast<std::int64_t>(batch.item.rows.size());
+    const std::int64_t numbers = rated.n_rows * loss.padded_dim;
+    rated.embeddings = at_least(rated_, 2 * (numbers + rated.n_rows) + lanes);
+    rated.grad = rated.embeddings + numbers;
+    rated.bias = rated.grad + numbers;
+    rated.grad_bias = rated.bias + rated.n_rows;
+  }
   const std::int64_t n_item_chunks = item_chunks(items.n_rows, lanes),
                      n_user_chunks = user_chunks(users.n_rows, n, lanes);
   const std::int64_t item_sums = item.centers ? item.total_clusters * (item.view_dim + 1) : 0,
@@ -179,6 +198,7 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     const Range r = tiles_of(items, lanes, n_item_chunks, c);
     kernels_.entity_forward(item, items, loss, item_update, r.first, r.last, item_parts[c].terms);
   });
+  if (exchange) exchange->share_items(items, loss, rated);
   LossParts all{};
   for (const LossParts& part : item_parts) all += part;
   std::vector<double> center_grads[2];  // [S, d] of items, users
@@ -203,15 +223,28 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
     RowBuffers::lay_out(own + scratch_size, user, loss, lanes, chunk);
     LossParts& part = user_parts[c];
     kernels_.entity_forward(user, chunk, loss, user_update, 0, chunk.n_rows, part.terms);
-    part.squares = kernels_.rating_pass(chunk, items, loss, batch.ratings, setup.global_mean, 0, chunk.n_rows, errors);
+    part.squares = kernels_.rating_pass(chunk, rated, loss, batch.ratings, setup.global_mean, 0, chunk.n_rows, errors);
     if (applied && !(finite_so_far && std::isfinite(part.sum()))) return;
-    kernels_.entity_backward(user, chunk, items, loss, user_update, errors, 0, chunk.n_rows, own,
+    kernels_.entity_backward(user, chunk, rated, loss, user_update, errors, 0, chunk.n_rows, own,
                              user_center_sums + c * user_sums);
   });
 
   for (const LossParts& part : user_parts) all += part;
+  std::vector<double> sums(user_sums, 0.0);  // of all chunks, in this process, then in all
+  add_chunks(user_center_sums, n_user_chunks, user_sums, sums.data());
+  if (exchange) {
+    const std::int64_t pieces_of_rated = item_chunks(rated.n_rows, lanes);
+    team.run(pieces_of_rated, [&](std::int64_t c, int) {
+      const Range r = tiles_of(rated, lanes, pieces_of_rated, c);
+      kernels_.item_sums(rated, users, loss, errors, r.first, r.last);
+    });
+    sums.insert(sums.end(), {all.terms[0], all.terms[1], all.terms[2], all.terms[3], all.squares});
+    exchange->sum_items(rated, loss, items, sums.data(), static_cast<std::int64_t>(sums.size()));
+    std::copy(sums.begin() + user_sums, sums.end() - 1, all.terms);
+    all.squares = sums.back();
+  }
   LossValues out{};
-  out.mse = all.squares / static_cast<double>(n);
+  out.mse = all.squares / static_cast<double>(loss.batch_size);
   out.spread = spread;
   out.proximity = all.terms[0];
   out.entropy = all.terms[1];
@@ -231,20 +264,18 @@ LossValues BatchStep::run(const GroupedBatch& batch, TrainedSide user, const Tra
   });
 
   if (user.centers) {
-    step_centers(item, item_centers, item_, n_item_chunks, setup, center_grads[0]);
-    step_centers(user, user_centers, user_, n_user_chunks, setup, center_grads[1]);
+    std::vector<double> sums_of_items(item_sums, 0.0);
+    add_chunks(item_center_sums, n_item_chunks, item_sums, sums_of_items.data());
+    if (exchange) exchange->sum(sums_of_items.data(), item_sums);
+    step_centers(item, item_centers, setup, center_grads[0], sums_of_items.data());
+    step_centers(user, user_centers, setup, center_grads[1], sums.data());
   }
   return out;
 }
 
-void BatchStep::step_centers(const TrainedSide& side, const TrainedCenters& centers, const SideBuffers& buffers,
-                             std::int64_t n_chunks, const StepSetup& setup, std::vector<double>& grad) {
+void BatchStep::step_centers(const TrainedSide& side, const TrainedCenters& centers, const StepSetup& setup,
+                             std::vector<double>& grad, const double* sums) {
   const std::int64_t s = side.total_clusters, d = side.view_dim;
-  std::vector<double> sums(s * (d + 1), 0.0);  // [S, d + 1]: of w h, and of 2 a w
-  for (std::int64_t chunk = 0; chunk < n_chunks; ++chunk) {
-    const float* const part = buffers.center_sums.data() + chunk * s * (d + 1);
-    for (std::int64_t j = 0; j < s * (d + 1); ++j) sums[j] += part[j];
-  }
   for (std::int64_t k = 0; k < s; ++k)
     for (std::int64_t c = 0; c < d; ++c)
       grad[k * d + c] += sums[k * (d + 1) + c] + sums[k * (d + 1) + d] * centers.centers[k * d + c];

@@ -6,6 +6,7 @@
 
 #include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
+#include "cpu/exchange.hpp"
 #include "cpu/fused_kernels.hpp"
 #include "cpu/team.hpp"
 
@@ -42,21 +43,25 @@ class BatchStep {
 
   // Loss of the batch at the parameters as they are, and one step, or gradients with Optimizer::none. If the loss is
   // not finite, only some users have made the step. `user` and `item` are FunkMF where their `centers` are null. The
-  // stages of `next`, if there is one, run along with the passes.
+  // stages of `next`, if there is one, run along with the passes. With an `exchange`, which has begun this batch, the
+  // batch and the users are those of this process and `item` has the rows of its own items; the loss is that of all.
   LossValues run(const GroupedBatch& batch, TrainedSide user, const TrainedCenters& user_centers, TrainedSide item,
-                 const TrainedCenters& item_centers, const StepSetup& setup, Team& team, Grouping* next);
+                 const TrainedCenters& item_centers, const StepSetup& setup, Team& team, Grouping* next,
+                 Exchange* exchange);
 
  private:
   struct SideBuffers {
     AlignedVector<float> embeddings, center_sums, center_norms;
   };
 
-  void step_centers(const TrainedSide& side, const TrainedCenters& centers, const SideBuffers& buffers,
-                    std::int64_t n_chunks, const StepSetup& setup, std::vector<double>& grad /* [S, d], of spread */);
+  // The gradient of the centers is that of spread [S, d], to which `sums` [S, d + 1] are added: of w h, and of 2 a w.
+  void step_centers(const TrainedSide& side, const TrainedCenters& centers, const StepSetup& setup,
+                    std::vector<double>& grad, const double* sums);
 
   const Kernels& kernels_;
   SideBuffers user_, item_;
   AlignedVector<float> item_rows_, errors_, scratch_;
+  AlignedVector<float> rated_;  // of the items that this process's ratings need, where others own some of them
 };
 
 }  // namespace mfdmc

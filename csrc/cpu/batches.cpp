@@ -12,6 +12,20 @@ namespace {
 // what a member of the team reads at a time, so that it stays in the second-level cache
 constexpr std::int64_t kRatingsPerRead = 1 << 16;
 
+// The permutation [n] of a run whose first rating has the number `start` among all.
+void permute(std::uint64_t stream, std::int64_t start, std::int64_t n, std::int32_t* permutation,
+             std::int32_t* swaps /* [n] */) {
+  // loops of their own, so that the processor works ahead in the first while it waits in the second
+  for (std::int64_t k = 0; k < n; ++k) {
+    const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
+    swaps[k] = static_cast<std::int32_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
+  }
+  for (std::int64_t k = 0; k < n; ++k) {
+    permutation[k] = permutation[swaps[k]];
+    permutation[swaps[k]] = static_cast<std::int32_t>(k);
+  }
+}
+
 }  // namespace
 
 void Grouping::begin(const std::int32_t* users, const std::int32_t* items, const float* ratings, std::int64_t n,
@@ -41,7 +55,7 @@ void Grouping::count(int piece) {
   // as local variables, which the compiler need not read again after every rating
   const std::int32_t *const users = users_, *const items = items_;
   const std::int64_t first = first_of(piece), last = first_of(piece + 1);
-  std::int64_t distinct = first == 0;
+  std::int64_t distinct = first == 0 && last > 0;
   for (std::int64_t q = first > 0 ? first : 1; q < last; ++q) distinct += users[q] != users[q - 1];
   for (std::int64_t q = first; q < last; ++q) ++places[items[q]].next;
   starts_[piece + 1] = distinct;
@@ -98,12 +112,24 @@ Dealer::Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t s
                const Kernels& kernels)
     : store_(store),
       n_batches_(n_batches),
-      n_runs_((store.size() + n_batches - 1) / n_batches),
+      skipped_(store.first / n_batches),
+      missing_(store.first % n_batches),
+      n_runs_((missing_ + store.size() + n_batches - 1) / n_batches),
       together_(std::clamp<std::int64_t>(at_once / n_runs_, 1, n_batches)),
       seed_(seed),
       kernels_(kernels) {}
 
 std::uint64_t Dealer::stream() const { return mix(mix(seed_ + kGolden) + epoch_); }
+
+void Dealer::start_epoch(std::uint64_t epoch) {
+  epoch_ = epoch;
+  first_ = last_ = 0;
+  const std::int64_t last_run = store_.total / n_batches_;
+  std::vector<std::int32_t> numbers(2 * n_batches_);
+  permute(stream(), last_run * n_batches_, n_batches_, numbers.data(), numbers.data() + n_batches_);
+  in_last_run_.resize(n_batches_);
+  for (std::int64_t b = 0; b < n_batches_; ++b) in_last_run_[b] = numbers[b] < store_.total - last_run * n_batches_;
+}
 
 std::int64_t Dealer::block_size() const {
   const std::int64_t unit = n_batches_ <= kShortRun ? kShortRunsTogether : 1;
@@ -161,7 +187,8 @@ void Dealer::deal_some(std::int64_t b, std::int64_t first, std::int64_t last, st
 void Dealer::deal_block(std::uint64_t stream, std::int64_t first, std::int64_t last, Scratch& scratch,
                         std::atomic<const char*>& fault) {
   std::int32_t* const numbers = scratch.numbers.data();
-  const std::int64_t start = first * n_batches_, n = std::min(last * n_batches_, store_.size()) - start;
+  const std::int64_t start = std::max<std::int64_t>(start_of(first), 0),
+                     n = std::min(start_of(last), store_.size()) - start;
   if (!store_.files) {
     const float* const ratings = store_.ratings + start;
     return deal_loaded(stream, first, last,
@@ -186,7 +213,11 @@ template <typename RatingAt>
 void Dealer::deal_loaded(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
                          std::int32_t* scratch) {
   if (n_batches_ > kShortRun) return deal_runs(stream, first, last, from, scratch);
-  const std::int64_t whole = std::min(last, store_.size() / n_batches_);
+  if (start_of(first) < 0 && first < last) {
+    deal_runs(stream, first, first + 1, from, scratch);
+    ++first;
+  }
+  const std::int64_t whole = std::max(first, std::min(last, (missing_ + store_.size()) / n_batches_));
   for (; first < whole; first += kShortRunsTogether)
     deal_short_runs(stream, first, std::min(whole, first + kShortRunsTogether), from, scratch);
   if (whole < last) deal_runs(stream, whole, last, from, scratch);
@@ -208,26 +239,20 @@ void Dealer::deal_runs(std::uint64_t stream, std::int64_t first, std::int64_t la
   std::int32_t* const permutation = scratch;            // [n_batches]
   std::int32_t* const swaps = permutation + n_batches;  // [n_batches]
   std::int32_t* const user_of = swaps + n_batches;      // [n_batches]
-  std::int64_t user = user_at(first * n_batches);
+  std::int64_t user = user_at(std::max<std::int64_t>(start_of(first), 0));
   for (std::int64_t run = first; run < last; ++run) {
-    const std::int64_t start = run * n_batches, there = std::min(n_batches, store.size() - start);
-    // loops of their own, so that the processor works ahead in the first while it waits in the second
-    for (std::int64_t k = 0; k < n_batches; ++k) {
-      const std::uint64_t random = mix(stream + static_cast<std::uint64_t>(start + k + 1) * kGolden) >> 32;
-      swaps[k] = static_cast<std::int32_t>((random * (k + 1)) >> 32);  // uniform in 0 ... k
-    }
-    for (std::int64_t k = 0; k < n_batches; ++k) {
-      permutation[k] = permutation[swaps[k]];
-      permutation[swaps[k]] = static_cast<std::int32_t>(k);
-    }
-    for (std::int64_t k = 0; k < there;) {
+    // the run has own ratings from number `missing` up to `there`
+    const std::int64_t start = start_of(run), missing = std::max<std::int64_t>(-start, 0),
+                       there = std::min(n_batches, store.size() - start);
+    permute(stream, (skipped_ + run) * n_batches, n_batches, permutation, swaps);
+    for (std::int64_t k = missing; k < there;) {
       while (start + k >= store.user_offsets[user + 1]) ++user;
       const std::int64_t upto = std::min(there, store.user_offsets[user + 1] - start);
       for (; k < upto; ++k) user_of[k] = static_cast<std::int32_t>(user);
     }
     for (std::int64_t b = first_batch; b < last_batch; ++b) {
       const std::int64_t k = permutation[b], to = (b - first_batch) * n_runs + run;
-      if (k >= there) {  // only in the last run
+      if (k < missing || k >= there) {  // only in the first and the last run
         users[to] = -1;
         continue;
       }
@@ -242,14 +267,14 @@ template <typename RatingAt>
 void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
                              std::int32_t* user_of) {
   if (first >= last) return;
-  const std::int64_t n_batches = n_batches_, start = first * n_batches, end = last * n_batches;
+  const std::int64_t n_batches = n_batches_, start = start_of(first), end = start_of(last);
   std::int64_t user = user_at(start);
   for (std::int64_t k = start; k < end; ++user) {
     const std::int64_t upto = std::min(end, store_.user_offsets[user + 1]);
     for (; k < upto; ++k) user_of[k - start] = static_cast<std::int32_t>(user);
   }
   std::uint64_t permutations[kShortRunsTogether];
-  kernels_.short_permutations(stream, n_batches, first, last - first, permutations);
+  kernels_.short_permutations(stream, n_batches, skipped_ + first, last - first, permutations);
   const std::int32_t* const store_items = from.items + (start - from.start);
   const auto rating_at = [&from, skipped = start - from.start](std::int64_t k) { return from.rating_at(skipped + k); };
   for (std::int64_t b = first_; b < last_; ++b) {
@@ -266,10 +291,26 @@ void Dealer::deal_short_runs(std::uint64_t stream, std::int64_t first, std::int6
 }
 
 void Dealer::begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const {
-  const std::int64_t at = (b - first_) * n_runs_;
-  const std::int64_t n = n_runs_ - (users_[at + n_runs_ - 1] < 0);
-  grouping.begin(users_.data() + at, items_.data() + at, ratings_.data() + at, n, store_.n_users, store_.n_items,
-                 n_pieces, out);
+  const Span span = dealt(b);
+  grouping.begin(users_.data() + span.first, items_.data() + span.first, ratings_.data() + span.first, span.n,
+                 store_.n_users, store_.n_items, n_pieces, out);
+}
+
+Dealer::Span Dealer::dealt(std::int64_t b) const {
+  const std::int64_t first = (b - first_) * n_runs_, last = first + n_runs_ - 1;
+  const bool starts = users_[first] >= 0, ends = users_[last] >= 0;
+  return {first + !starts, n_runs_ == 1 ? starts : n_runs_ - !starts - !ends};
+}
+
+std::vector<std::int32_t> Dealer::item_counts(Team& team) const {
+  const std::int64_t n_items = store_.n_items;
+  std::vector<std::int32_t> counts((last_ - first_) * n_items, 0);
+  team.run(last_ - first_, [&, this](std::int64_t index, int) {
+    const Span span = dealt(first_ + index);
+    std::int32_t* const of_batch = counts.data() + index * n_items;
+    for (std::int64_t q = span.first; q < span.first + span.n; ++q) ++of_batch[items_[q]];
+  });
+  return counts;
 }
 
 void group_pairs(const std::int64_t* users, const std::int64_t* items, const float* ratings, std::int64_t n,

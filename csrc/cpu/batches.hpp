@@ -24,12 +24,13 @@ struct GroupedBatch {
   std::int64_t n_ratings;
 };
 
-// N ratings in (user, item) order; nothing is owned.
+// N ratings in (user, item) order, of which a process has those of some users; nothing is owned.
 struct RatingStore {
-  const std::int64_t* user_offsets;  // [n_users + 1]
-  const std::int32_t* items;         // [N]
-  const float* ratings;              // [N]
+  const std::int64_t* user_offsets;  // [n_users + 1] from 0 on, of the own users
+  const std::int32_t* items;         // [own ratings]
+  const float* ratings;              // [own ratings]
   std::int64_t n_users, n_items;
+  std::int64_t first = 0, total = 0;  // number of the first own rating among all N, and N (for a Dealer)
   const RatingFiles* files = nullptr;  // where set, items and ratings are there and not in memory
   std::int64_t size() const { return user_offsets[n_users]; }
 };
@@ -70,19 +71,22 @@ class Dealer {
   Dealer(const RatingStore& store, std::int64_t n_batches, std::uint64_t seed, std::int64_t at_once,
          const Kernels& kernels);
 
-  void start_epoch(std::uint64_t epoch) {
-    epoch_ = epoch;
-    first_ = last_ = 0;
-  }
+  void start_epoch(std::uint64_t epoch);
   bool holds(std::int64_t b) const { return first_ <= b && b < last_; }
   // Deals batch b and as many after it as are worth their memory, in place of those that were dealt before. Raises
   // RatingFileError where ratings cannot be read.
   void deal(std::int64_t b, Team& team);
-  // What runs [first, last) give to batch b, without any other run being read: `users` is [last - first] with -1 where the
-  // last run gives nothing, then `items` and `ratings` say nothing. What was dealt before is gone.
+  // What runs [first, last) give to batch b, without any other run being read: `users` is [last - first] with -1 where a run
+  // gives nothing, then `items` and `ratings` say nothing. What was dealt before is gone.
   void deal_some(std::int64_t b, std::int64_t first, std::int64_t last, std::int32_t* users, std::int32_t* items,
                  float* ratings);
   std::int64_t runs() const { return n_runs_; }
+  // Ratings of batch b in all processes.
+  std::int64_t batch_size(std::int64_t b) const { return store_.total / n_batches_ + in_last_run_[b]; }
+  // How often the ratings of each of the batches that are dealt have each item: [dealt batches, n_items].
+  std::vector<std::int32_t> item_counts(Team& team) const;
+  std::int64_t first_dealt() const { return first_; }
+  std::int64_t dealt_batches() const { return last_ - first_; }
   // Begins the grouping of a batch that is dealt.
   void begin(std::int64_t b, int n_pieces, Grouping& grouping, GroupedBatch& out) const;
 
@@ -122,14 +126,24 @@ class Dealer {
   void deal_short_runs(std::uint64_t stream, std::int64_t first, std::int64_t last, const Loaded<RatingAt>& from,
                        std::int32_t* user_of);
   std::int64_t user_at(std::int64_t rating) const;
+  // Number among the own ratings of the first one of a run, negative where the run begins with another process's.
+  std::int64_t start_of(std::int64_t run) const { return run * n_batches_ - missing_; }
+  // Where the ratings of a batch are.
+  struct Span {
+    std::int64_t first, n;
+  };
+  Span dealt(std::int64_t b) const;
 
   RatingStore store_;
-  std::int64_t n_batches_, n_runs_, together_;  // together_: batches that are dealt at once
+  // Runs are numbered from the first that has an own rating on, which is run `skipped_` of all and lacks its first
+  // `missing_` ratings; together_: batches that are dealt at once.
+  std::int64_t n_batches_, skipped_, missing_, n_runs_, together_;
   std::uint64_t seed_, epoch_ = 0;
   const Kernels& kernels_;
   std::int64_t first_ = 0, last_ = 0;        // the batches that are dealt
   std::vector<std::int32_t> users_, items_;  // [together, runs]
   std::vector<float> ratings_;               // [together, runs]
+  std::vector<std::uint8_t> in_last_run_;    // [batches] whether the last run of all has a rating for the batch
 };
 
 // Groups index pairs in any order; indices have been checked.

@@ -79,7 +79,8 @@ struct BatchSide {
   const std::int64_t* rows;     // [R]
   const std::int64_t* offsets;  // [R + 1] ratings of a row, in this side's order: from offsets[r] up to offsets[r + 1]
   const std::int32_t* items;    // of users: [B] for each rating, position of its item's row
-  const Link* links;            // of items: [B] ratings item by item; null for users, as a batch is in their order
+  const Link* links;            // of items: [B] ratings item by item; null for users, as a batch is in their order, and
+                                // where grad and grad_bias are known
   std::int64_t n_rows;
   float* log_weights;      // [tiles, S, kLanes]
   float* view_embeddings;  // [tiles, V d, kLanes] where views are summed, else null
@@ -122,7 +123,10 @@ struct Kernels {
   // errors.
   double (*rating_pass)(const BatchSide& user, const BatchSide& item, const LossSetup&, const float* ratings,
                         float global_mean, std::int64_t first, std::int64_t last, float* errors);
-  // Rows [first, last), whole tiles; items first get their grad and grad_bias from the errors. Writes to center_sums
+  // grad and grad_bias of the items' rows [first, last), from the errors.
+  void (*item_sums)(const BatchSide& item, const BatchSide& user, const LossSetup&, const float* errors,
+                    std::int64_t first, std::int64_t last);
+  // Rows [first, last), whole tiles; items with links first get their grad and grad_bias from the errors. Writes to center_sums
   // [S, d + 1], for each cluster, the rows' sums of w h [d] and of 2 a w: the gradient of its center is the first plus
   // the second times the center. `scratch` holds backward_scratch() floats.
   void (*entity_backward)(const TrainedSide&, const BatchSide&, const BatchSide& other, const LossSetup&,

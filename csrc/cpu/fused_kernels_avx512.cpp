@@ -5,7 +5,7 @@
 
 namespace mfdmc {
 
-const Kernels kernels_avx512 = {"avx512", kLanes, entity_forward, rating_pass, entity_backward,
+const Kernels kernels_avx512 = {"avx512", kLanes, entity_forward, rating_pass, item_sums, entity_backward,
                                 catch_up, weight_sums, short_permutations,
                                 {sample_rows, sample_features, squared_errors, add_predictions}, fold_in_rows};
 

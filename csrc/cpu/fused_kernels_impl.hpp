@@ -335,7 +335,7 @@ void item_sums_of(const BatchSide& item, const BatchSide& user, const LossSetup&
 }
 
 // grad and grad_bias of items.
-inline void item_sums(const BatchSide& item, const BatchSide& user, const LossSetup& loss, const float* errors,
+void item_sums(const BatchSide& item, const BatchSide& user, const LossSetup& loss, const float* errors,
                       std::int64_t first, std::int64_t last) {
   switch (loss.padded_dim / kLanes) {
     case 1:

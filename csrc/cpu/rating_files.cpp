@@ -46,8 +46,8 @@ const char* read_all(int file, void* to, std::int64_t bytes, std::int64_t offset
 }  // namespace
 
 RatingFiles::RatingFiles(const std::string& item_path, const std::string& rating_path, std::vector<float> values,
-                         std::int64_t n, std::int64_t n_items)
-    : item_path_(item_path), rating_path_(rating_path), values_(std::move(values)), n_(n), n_items_(n_items) {
+                         std::int64_t n, std::int64_t begin, std::int64_t n_items)
+    : item_path_(item_path), rating_path_(rating_path), values_(std::move(values)), begin_(begin), n_items_(n_items) {
   items_ = opened(item_path, n * 4);
   try {
     ratings_ = opened(rating_path, coded() ? n : n * 4);
@@ -63,6 +63,7 @@ RatingFiles::~RatingFiles() {
 }
 
 const char* RatingFiles::read(std::int64_t first, std::int64_t n, Piece& piece) const {
+  first += begin_;
   piece.items.resize(n);
   if (const char* what = read_all(items_, piece.items.data(), n * 4, first * 4)) return what;
   // unsigned, so that what is below 0 is too large

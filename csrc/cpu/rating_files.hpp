@@ -30,9 +30,10 @@ class RatingFiles {
     }
   };
 
-  // N ratings; `values` are the distinct ratings that the bytes of the file number, empty where it holds float32.
+  // N ratings, of which those from number `begin` on are read and numbered from 0; `values` are the distinct ratings that
+  // the bytes of the file number, empty where it holds float32.
   RatingFiles(const std::string& item_path, const std::string& rating_path, std::vector<float> values, std::int64_t n,
-              std::int64_t n_items);
+              std::int64_t begin, std::int64_t n_items);
   ~RatingFiles();
   RatingFiles(const RatingFiles&) = delete;
   RatingFiles& operator=(const RatingFiles&) = delete;
@@ -48,7 +49,7 @@ class RatingFiles {
  private:
   std::string item_path_, rating_path_;
   std::vector<float> values_;
-  std::int64_t n_, n_items_;
+  std::int64_t begin_, n_items_;
   int items_ = -1, ratings_ = -1;  // file descriptors
 };
 

@@ -17,6 +17,7 @@ from mfdmc_fast.cli.output import Output, errors_to_exit_codes
 from mfdmc_fast.cli.shared import JsonFlag, ModelPath, QuietFlag, RatingsPath, fold_row, show_values
 from mfdmc_fast.config import MFDMCConfig
 from mfdmc_fast.data import holdout, make_planted_ratings
+from mfdmc_fast.distributed import n_started
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import MFDMC, BayesianMF, FunkMF, RatingEstimator, load_model
 from mfdmc_fast.evaluate import FoldResult, fold_result
@@ -41,6 +42,10 @@ def _command(name: str, examples: list[str]) -> Callable[[Callable[..., Any]], C
         @functools.wraps(function)
         def run(**values: Any) -> Any:
             with errors_to_exit_codes():
+                if name != "train" and n_started() > 1:
+                    raise ConfigError(
+                        f"mfdmc {name} is one process; start it without torchrun, which is for mfdmc train"
+                    )
                 return function(**values)
 
         # blank lines, because rich would join the examples to one paragraph
@@ -81,6 +86,7 @@ _command(
         "mfdmc train ratings.store --memory-limit 4GiB --test u1.test --out model.safetensors",
         "mfdmc train ratings.csv --validation-fraction 0.1 --patience 5 --keep best --out model.safetensors",
         "mfdmc train ratings.csv --checkpoint-dir run1 --checkpoint-every 10min --resume --out model.safetensors",
+        "torchrun --nproc-per-node 8 -m mfdmc_fast train ratings.store --out model.safetensors",
     ],
 )(training.train)
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from mfdmc_fast.cli.signals import INTERRUPTED
 from mfdmc_fast.data import PrepareProgress
+from mfdmc_fast.distributed import n_started
 from mfdmc_fast.errors import BackendUnavailable, ConfigError, DataError, MFDMCError, ModelFileError, TrainingDiverged
 from mfdmc_fast.progress import PrepareBar, ProgressBar, TrialsBar
 from mfdmc_fast.training import Callback
@@ -108,6 +109,15 @@ def _show_warning(message: Warning | str, *args: Any, **kwargs: Any) -> None:
     Console(stderr=True).print(f"[bold yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
+def _whose() -> str:
+    """Which of several processes says something, to begin a line with."""
+    try:
+        n = n_started()
+    except ConfigError:  # which is what is said
+        return ""
+    return f"process {os.environ['RANK']} of {n}: " if n > 1 else ""
+
+
 @contextmanager
 def errors_to_exit_codes() -> Iterator[None]:
     """Turn the package's errors into one line on standard error and the documented exit code."""
@@ -116,11 +126,13 @@ def errors_to_exit_codes() -> Iterator[None]:
             warnings.showwarning = _show_warning
             yield
     except MFDMCError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {_whose()}{escape(str(error))}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind))) from error
     except KeyboardInterrupt as interruption:
         said = str(interruption) or "nothing was written"
-        Console(stderr=True).print(f"interrupted; {escape(said)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"{_whose()}interrupted; {escape(said)}", highlight=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # the reader of our output, such as head, went away: not an error of ours

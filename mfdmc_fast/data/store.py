@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -98,6 +99,14 @@ class Store:
     def rating_path(self) -> Path:
         """The file of ratings [N]: float32, or uint8 positions in `rating_values`."""
         return self.path / self._manifest.rating_file
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that two stores share only if their files have the same checksums."""
+        found = hashlib.blake2b(digest_size=16)
+        for name in sorted(self._manifest.files):
+            found.update(f"{name} {self._manifest.files[name]}\n".encode())
+        return found.hexdigest()
 
     def check(self) -> None:
         """Compare the checksums of all files; DataError names the first that is damaged."""

@@ -24,16 +24,18 @@ from mfdmc_fast.config import ModelConfig, TrainingConfig, config_from_dict, wit
 from mfdmc_fast.data import RatingsDataset, Vocabulary, holdout, read_features
 from mfdmc_fast.data.store import StreamedRatings, store_at
 from mfdmc_fast.data.vocabulary import ids_to_arrays
+from mfdmc_fast.distributed import Processes
 from mfdmc_fast.errors import ConfigError, ModelFileError
 from mfdmc_fast.estimator import updates
 from mfdmc_fast.estimator.inputs import as_ratings, id_columns, paired, scale_within
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.memory import load_or_stream, parse_size
 from mfdmc_fast.model import SIDES, Predictor, RatingModel
 from mfdmc_fast.ops import dispatch, functional
 from mfdmc_fast.ops.types import FeatureBags
 from mfdmc_fast.scoring import predict_rows
 from mfdmc_fast.serialization import FittedState, SeenItems, load_state, save_state
-from mfdmc_fast.training import Callback, TrainingHistory
+from mfdmc_fast.training import Callback
 from mfdmc_fast.training import fit as train_model
 
 # training ratings that a fit's error on them is measured on
@@ -93,6 +95,10 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Train on ratings.
 
+        In an initialized torch.distributed process group all processes train one model: all call `fit` with the same
+        arguments, and all have the whole model afterwards. Meanwhile callbacks get a model that has the users of their
+        own process alone; one that asks to stop stops all. Checkpoints are written by process 0.
+
         Args:
             X: with `y=None` anything `read_ratings` takes (a path, a store, a table, (users, items, ratings) arrays, a
                 sparse matrix, `Ratings`); with `y` a two-column array or data frame of user and item ids.
@@ -118,9 +124,16 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             DataError: the ratings cannot be used, or no checkpoint can be written. ConfigError: a setting is wrong, or
             the checkpoints are of a run with other settings or ratings. BackendUnavailable: the device or backend
-            cannot be used here. TrainingDiverged: the loss is not finite.
+            cannot be used here. TrainingDiverged: the loss is not finite. ProcessEnded: another process has ended.
         """
-        checkpoints = self.checkpoints(checkpoint_dir, every=checkpoint_every, keep=checkpoint_keep, resume=resume)
+        processes = Processes.current()
+        if processes.size > 1 and not self._shares:
+            raise ConfigError(
+                f"{self._named()} trains in one process, not in {processes.size}; start it without torchrun"
+            )
+        checkpoints = None
+        if processes.is_first:
+            checkpoints = self.checkpoints(checkpoint_dir, every=checkpoint_every, keep=checkpoint_keep, resume=resume)
         config = self._config()
         dispatch.check_device(config.device)
         self._check_features(user_features, item_features)
@@ -132,7 +145,7 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if store is not None and (watched is not None or config.validation_fraction == 0):
             scale = scale_within(store, rating_scale)
             limit = self._checked_limit(memory_limit)
-            train = load_or_stream(store, config, limit) if self._streams else store.load()
+            train = load_or_stream(store, config, limit, processes.size) if self._streams else store.load()
         else:
             if memory_limit is not None:
                 raise ConfigError(
@@ -377,6 +390,11 @@ class RatingEstimator(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if not self._streams:
             raise ConfigError(f"memory_limit: {self._named()} needs all ratings in memory; leave it out")
         return parse_size(memory_limit)
+
+    @property
+    def _shares(self) -> bool:
+        """Whether several processes can train it together."""
+        return True
 
     @property
     def _streams(self) -> bool:

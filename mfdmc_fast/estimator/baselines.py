@@ -16,8 +16,9 @@ from mfdmc_fast.config import BayesianMFConfig, FunkMFConfig, WeightSchedule, wi
 from mfdmc_fast.data import RatingsDataset
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.model import BayesianMFModel, FunkMFModel
-from mfdmc_fast.training import Callback, TrainingHistory
+from mfdmc_fast.training import Callback
 
 
 class FunkMF(RatingEstimator):
@@ -153,6 +154,10 @@ class BayesianMF(RatingEstimator):
         rows = (torch.from_numpy(idx[known]).to(model.device, torch.int64) for idx in (user_idx, item_idx))
         deviations[known] = model.predictive_std(*rows).cpu().numpy()
         return deviations
+
+    @property
+    def _shares(self) -> bool:
+        return False
 
     @property
     def _streams(self) -> bool:

@@ -15,16 +15,18 @@ from mfdmc_fast.bayesian import SideFeatures
 from mfdmc_fast.checkpoints import Checkpoints, digest
 from mfdmc_fast.config import MFDMCConfig, WeightSchedule, config_from_dict, preset
 from mfdmc_fast.data import Features, RatingsDataset, StreamedRatings, Vocabulary, read_features
+from mfdmc_fast.distributed import Processes, alone
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator.base import RatingEstimator
 from mfdmc_fast.estimator.teachers import PAIRS, check_lessons, lessons, teacher_identity, teacher_name, uses_features
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.interpret.affinity import view_pairs
 from mfdmc_fast.interpret.cards import ClusterCards, cluster_cards
 from mfdmc_fast.interpret.explain import Explanation, explain_rows
 from mfdmc_fast.interpret.profile import Profile, profile_row
 from mfdmc_fast.model import SIDES, MFDMCModel, SideName
 from mfdmc_fast.serialization import FittedState
-from mfdmc_fast.training import Callback, TrainingHistory, digest_of
+from mfdmc_fast.training import Callback, digest_of
 
 
 class MFDMC(RatingEstimator):
@@ -246,7 +248,7 @@ class MFDMC(RatingEstimator):
         if self.teacher is None:
             return super()._train(model, train, validation, callbacks, scale, features, checkpoints)
         try:
-            pairs, seconds = self._lessons(model.config, train, callbacks, scale, features, checkpoints)
+            pairs, seconds = self._lessons_for_all(model.config, train, callbacks, scale, features, checkpoints)
         except BaseException:
             for callback in callbacks:
                 callback.close()
@@ -255,6 +257,34 @@ class MFDMC(RatingEstimator):
         history.teacher_seconds = seconds
         history.seconds += seconds
         return history
+
+    def _lessons_for_all(
+        self,
+        config: MFDMCConfig,
+        train: RatingsDataset,
+        callbacks: Sequence[Callback],
+        scale: tuple[float, float],
+        features: SideFeatures,
+        checkpoints: Checkpoints | None,
+    ) -> tuple[RatingsDataset, float]:
+        """`_lessons`, given by process 0 alone; the others wait for its word after every sweep."""
+        processes = Processes.current()
+        if processes.size == 1:
+            return self._lessons(config, train, callbacks, scale, features, checkpoints)
+        if processes.is_first:
+            with alone():
+                telling = [*callbacks, _StillTeaching(processes)]
+                pairs, seconds = self._lessons(config, train, telling, scale, features, checkpoints)
+            processes.from_first([len(pairs), seconds])
+            users, items, ratings = pairs.user_idx, pairs.item_idx, pairs.ratings
+        else:
+            while (told := processes.from_first(None)) is None:
+                pass
+            n, seconds = told
+            users, items, ratings = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.float32)
+        for column in (users, items, ratings):
+            processes.broadcast_(torch.from_numpy(column))
+        return RatingsDataset(users, items, ratings, train.users, train.items), seconds
 
     def _lessons(
         self,
@@ -299,6 +329,16 @@ class MFDMC(RatingEstimator):
                 f" set n_clusters to {smaller} or less"
             )
         return super()._new_model(config, train)
+
+
+class _StillTeaching(Callback):
+    """Lets other processes, which wait for a teacher, know that it is at work."""
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def on_teacher_sweep(self, sweep: int, sweeps: int) -> None:
+        self._processes.from_first(None)
 
 
 def _check_side(side: str) -> None:

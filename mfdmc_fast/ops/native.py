@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -356,6 +356,23 @@ def _step_sizes(
         }
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of the training; see `csrc/cpu/exchange.hpp`.
+
+    Attributes:
+        rank, n_processes: the number of this process, and how many there are.
+        first, total: number of its first rating among all in (user, item) order, and of all.
+        all_to_all: takes [bytes] to send, their sizes by rank, [bytes] to fill with what all processes send, and sizes.
+    """
+
+    rank: int
+    n_processes: int
+    first: int
+    total: int
+    all_to_all: Callable[[npt.NDArray[np.uint8], list[int], npt.NDArray[np.uint8], list[int]], None]
+
+
 class Trainer:
     """Training on ratings in memory or in files; see `csrc/cpu/trainer.hpp`.
 
@@ -370,6 +387,9 @@ class Trainer:
         seed: batches are those of `mfdmc_fast.data.BatchIterator` with this seed.
         dealt_at_once: ratings copied into batches at a time, 12 bytes each; fewer cost time, as every time all are
             looked at. Results do not depend on it.
+        share: where several processes train, what this one has: users and ratings are its own, items those of all, and
+            the tables of items that `run` gets have the rows n_items * rank // n_processes and following. All must have
+            the same `dealt_at_once` divided by the runs of n_batches ratings in which they have some.
 
     Raises:
         DataError: a file cannot be read or is damaged.
@@ -386,6 +406,7 @@ class Trainer:
         n_batches: int,
         seed: int,
         dealt_at_once: int = 1 << 24,
+        share: Share | None = None,
     ) -> None:
         if isinstance(items, str):
             values = [] if rating_values is None else rating_values.tolist()
@@ -403,6 +424,7 @@ class Trainer:
                 n_batches=n_batches,
                 seed=seed,
                 dealt_at_once=dealt_at_once,
+                share=None if share is None else _module().Share(**vars(share)),
                 n_threads=torch.get_num_threads(),
                 kernels=environment.cpu_kernels(),
             )

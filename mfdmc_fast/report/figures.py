@@ -12,11 +12,11 @@ from mfdmc_fast import metrics
 from mfdmc_fast.data import Features, RatingsDataset, read_ratings
 from mfdmc_fast.errors import ConfigError
 from mfdmc_fast.estimator import MFDMC, RatingEstimator
+from mfdmc_fast.history import TrainingHistory
 from mfdmc_fast.interpret.affinity import usages
 from mfdmc_fast.interpret.cards import LIFT_PRIOR, MIN_COUNT, label_counts, side_labels
 from mfdmc_fast.model import SideName
 from mfdmc_fast.scoring import predict_rows
-from mfdmc_fast.training import TrainingHistory
 
 _Floats = npt.NDArray[np.float64]
 
