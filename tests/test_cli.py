@@ -109,6 +109,7 @@ class TestTrain:
             "backend": model.history_.backend,
             "batch_size": model.history_.batch_size,
             "streamed": False,
+            "processes": 1,
             "stop_reason": "all epochs done",
             "seed": 0,
         }
