@@ -115,9 +115,9 @@ def measure(folder: Path, name: str, epochs: int, rounds: int, numbers: list[int
 def main() -> None:
     """Run all, print and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few ratings in one and two processes; only that it runs")
+    parser.add_argument("--quick", action="store_true", help="few ratings in one and two processes: only that it runs")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="the first is what others stand beside")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="others stand beside the first")
     parser.add_argument("--data", nargs="+", choices=["ml-1m", "planted"], default=["ml-1m", "planted"])
     parser.add_argument("--json", type=Path, help=f"file to write, such as {RESULTS / 'processes.json'}")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
@@ -125,8 +125,8 @@ def main() -> None:
     if args.child:
         child(Path(args.child[0]), args.child[1], int(args.child[2]), Path(args.child[3]))
         return
-    numbers = " ".join(map(str, args.processes))
-    command = f"python -m benchmarks.processes --rounds {args.rounds} --processes {numbers} --data {' '.join(args.data)}"
+    numbers, data = " ".join(map(str, args.processes)), " ".join(args.data)
+    command = f"python -m benchmarks.processes --rounds {args.rounds} --processes {numbers} --data {data}"
     with tempfile.TemporaryDirectory(prefix="mfdmc-processes-") as folder:
         if args.quick:
             command, results = "python -m benchmarks.processes --quick", measure(Path(folder), "quick", 3, 1, [1, 2])
