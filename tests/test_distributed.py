@@ -60,9 +60,15 @@ def assert_same_bits(runs: list[tuple[RatingModel, TrainingHistory]]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), runs[0][0].parameters(), strict=True))
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", list(CONFIGS))
-@pytest.mark.parametrize("backend", BACKENDS)
+# of those whose epochs have many batches there is one of few ratings below
+MANY_BATCHES = ["rows-that-miss-many-steps", "one-rating-a-batch"]
+RUNS = [
+    *(pytest.param("cpu", name, size, marks=needs_engine) for name in CONFIGS for size in (2, 3)),
+    *(("reference", name, 2) for name in CONFIGS if name not in MANY_BATCHES),
+]
+
+
+@pytest.mark.parametrize(("backend", "name", "size"), RUNS)
 def test_several_processes_follow_the_trajectory_of_one(
     backend: str, name: str, size: int, data: RatingsDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +76,17 @@ def test_several_processes_follow_the_trajectory_of_one(
     runs = together(size, lambda _: trained(CONFIGS[name], data, backend=backend), monkeypatch)
     if name in ("concat", "adagrad"):
         assert runs[0][1].prune_events
+    assert_close(runs[0], expected)
+    assert_same_bits(runs)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_process_may_have_no_rating_in_a_batch(backend: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = RatingsDataset.from_ratings(make_planted_ratings(8, 6, 20, n_views=1, n_clusters=2, seed=2))
+    config = MFDMCConfig(n_views=2, n_clusters=2, view_dim=2, epochs=3, batch_size=1, backend=backend)
+    expected = trained(config, few, optimizer=optimizer)
+    runs = together(3, lambda _: trained(config, few, optimizer=optimizer), monkeypatch)
     assert_close(runs[0], expected)
     assert_same_bits(runs)
 
