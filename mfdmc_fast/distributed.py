@@ -65,7 +65,7 @@ class Processes:
         received_sizes: list[int],
     ) -> None:
         """Send bytes to each process and fill `received` with those from each, one after another by rank."""
-        with self._reached():
+        with self.reached():
             dist.all_to_all_single(
                 torch.from_numpy(received), torch.from_numpy(sent), received_sizes, sent_sizes, group=self._group
             )
@@ -76,7 +76,7 @@ class Processes:
         if self.size == 1:
             return mine.numpy()[None]
         found = [torch.empty_like(mine) for _ in range(self.size)]
-        with self._reached():
+        with self.reached():
             dist.all_gather(found, mine, group=self._group)
         return torch.stack(found).numpy()
 
@@ -92,7 +92,7 @@ class Processes:
     def sum_(self, tensor: Tensor) -> None:
         """Let a tensor be its sum over the processes."""
         if self.size > 1:
-            with self._reached():
+            with self.reached():
                 dist.all_reduce(tensor, group=self._group_of(tensor))
 
     def from_first(self, value: Any) -> Any:
@@ -101,7 +101,7 @@ class Processes:
             return value
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         length = torch.tensor([len(text)])
-        with self._reached():
+        with self.reached():
             dist.broadcast(length, 0, group=self._group)
             if not self.is_first:
                 text = torch.empty(int(length), dtype=torch.uint8)
@@ -111,19 +111,19 @@ class Processes:
     def broadcast_(self, tensor: Tensor, source: int = 0) -> None:
         """Let a tensor have the content that it has in the process `source`."""
         if self.size > 1 and tensor.numel():
-            with self._reached():
+            with self.reached():
                 dist.broadcast(tensor, source, group=self._group_of(tensor))
 
     def send(self, tensor: Tensor, target: int) -> None:
         """Send a tensor to a process that calls `receive_`."""
         if tensor.numel():
-            with self._reached():
+            with self.reached():
                 dist.send(tensor, target, group=self._group_of(tensor))
 
     def receive_(self, tensor: Tensor, source: int) -> None:
         """Fill a tensor with what a process sends."""
         if tensor.numel():
-            with self._reached():
+            with self.reached():
                 dist.recv(tensor, source, group=self._group_of(tensor))
 
     def agree(self, what: dict[str, str]) -> None:
@@ -141,10 +141,13 @@ class Processes:
         return self._group if tensor.device.type == "cpu" else None
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def reached(self) -> Iterator[None]:
+        """Turns what is raised where another process cannot be reached into `ProcessEnded`."""
         try:
             yield
-        except RuntimeError as error:  # of gloo, of NCCL, or dist.DistError: each has its own words
+        except MFDMCError:
+            raise
+        except (RuntimeError, ConnectionError) as error:  # of gloo, of NCCL, of shared memory: each has its own words
             reason = str(error).partition("\n")[0]
             raise ProcessEnded(
                 f"another of the {self.size} processes has ended or cannot be reached, so process {self.rank} ends, too"

@@ -33,6 +33,7 @@ from mfdmc_fast.optim import (
     make_optimizer,
     rate_factor,
 )
+from mfdmc_fast.shared_memory import open_rings
 from mfdmc_fast.steps import BatchListener, Epochs, FreshState, diverged, mean_terms, rates_of_steps
 
 _PARAMETERS_WORTH_THREADS = 4_000_000
@@ -173,9 +174,10 @@ class NativeEpochs:
         while batch < n_batches:
             start = time.perf_counter()
             upto = min(n_batches, batch + per_call)
-            sums, done, failed = self._trainer.run(
-                batch, upto, sides["user"], sides["item"], options, self._schedule, first_step + batch
-            )
+            with self._shard.processes.reached():
+                sums, done, failed = self._trainer.run(
+                    batch, upto, sides["user"], sides["item"], options, self._schedule, first_step + batch
+                )
             if failed:
                 raise diverged(sums[0] if math.isnan(sums[0]) else math.inf, epoch, done, self._batches, self.optimizer)
             for number in range(batch + 1, upto + 1):
@@ -254,7 +256,9 @@ def _columns_of(batches: BatchIterator, shard: Shard) -> dict[str, Any]:
     at_once = int(processes.gather(columns["dealt_at_once"] // runs).min())
     most = columns["dealt_at_once"] // len(ratings.items)
     together = max(1, min(at_once, int(processes.gather(most).min())))
-    share = native.Share(processes.rank, processes.size, own.start, len(ratings), processes.all_to_all)
+    share = native.Share(
+        processes.rank, processes.size, own.start, len(ratings), processes.all_to_all, open_rings(processes)
+    )
     return columns | {"dealt_at_once": together * runs, "share": share}
 
 

@@ -18,7 +18,7 @@ PACKAGE = Path(mfdmc_fast.__file__).parent
 LAYERS: dict[str, int] = {
     **dict.fromkeys(["errors", "environment", "config", "files", "plain_values"], 0),
     **dict.fromkeys(["data", "metrics", "ops", "tensor_files"], 1),
-    **dict.fromkeys(["distributed", "model", "memory"], 2),
+    **dict.fromkeys(["distributed", "model", "memory", "shared_memory"], 2),
     **dict.fromkeys(["checkpoints", "content_checks", "epochs", "optim", "pruning", "scoring", "steps"], 3),
     **dict.fromkeys(["history", "run_state", "sharding"], 3),
     **dict.fromkeys(["device_batches", "device_epochs", "device_validation"], 3),

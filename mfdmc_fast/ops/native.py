@@ -364,6 +364,7 @@ class Share:
         rank, n_processes: the number of this process, and how many there are.
         first, total: number of its first rating among all in (user, item) order, and of all.
         all_to_all: takes [bytes] to send, their sizes by rank, [bytes] to fill with what all processes send, and sizes.
+        rings: `rings` to be used in its place, or None.
     """
 
     rank: int
@@ -371,6 +372,24 @@ class Share:
     first: int
     total: int
     all_to_all: Callable[[npt.NDArray[np.uint8], list[int], npt.NDArray[np.uint8], list[int]], None]
+    rings: Any = None
+
+
+def ring_bytes(n_processes: int, capacity: int) -> int:
+    """Bytes of memory for rings of so many bytes between so many processes."""
+    return int(_module().SharedRings.size(n_processes, capacity))
+
+
+def rings(memory: npt.NDArray[np.uint8], capacity: int, rank: int, ends: list[int]) -> Any:
+    """The compiled module's handle of rings between processes of one machine; see `csrc/cpu/shared_rings.hpp`.
+
+    Args:
+        memory: [ring_bytes] shared by all, 0 at first; kept alive.
+        capacity: bytes of a ring.
+        rank: of this process.
+        ends: a descriptor for each process, readable when it has ended, -1 for this one; closed with the handle.
+    """
+    return _module().SharedRings(memory, capacity, rank, ends)
 
 
 class Trainer:
@@ -465,6 +484,8 @@ def _data_errors() -> Iterator[None]:
     """What is wrong with files of ratings as DataError; the messages name them."""
     try:
         yield
+    except ConnectionError:
+        raise  # of a process that has ended
     except OSError as error:
         raise DataError(str(error)) from error
 
