@@ -1,12 +1,14 @@
 """Training in several processes beside one: seconds per epoch, and whether the error is the same.
 
-    python -m benchmarks.processes [--quick] [--json FILE] [--rounds 5] [--processes 1 2 4]
+    python -m benchmarks.processes [--quick] [--json FILE] [--rounds 5] [--processes 2 4]
 
 Default MFDMC on MovieLens-1M (first fold) and on 4 million planted ratings of 24,000 users and 6,000 items. A run is
-torchrun with one thread a process, each process pinned to a core of its own where there are enough. Runs of different
-numbers of processes take turns. An epoch's time is the median over the epochs after the first, so start-up, reading and
-the first dealing do not count; a ratio is of two runs of one round. `exchange_ms` is the time of a batch's messages
-alone: as many bytes to and from each process, again and again, without any work in between.
+torchrun with one thread a process, each process pinned to a core of its own where there are enough. Runs take turns:
+one process, several that share memory, and two by messages of torch.distributed alone, as between machines.
+An epoch's time is the median over the epochs after the first, so that start-up, reading and the first dealing do not
+count; a ratio is of two runs of one round. Beside wall time stands the processor's time of the process that took most:
+on a machine with other work the first waits for that, as every process of a run waits for all others; the second does
+not, and counts what a process waits at work.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,12 +25,15 @@ from typing import Any
 
 import numpy as np
 
+import mfdmc_fast.epochs
 from benchmarks.results_file import RESULTS, provenance, write_json
 from benchmarks.suite.datasets import DATASETS
 from mfdmc_fast import MFDMC
 from mfdmc_fast.data import Ratings, holdout, make_planted_ratings
-from mfdmc_fast.distributed import Processes, joined
+from mfdmc_fast.distributed import joined
+from mfdmc_fast.training import Callback
 
+MESSAGES = "messages"
 PLANTED = {"n_users": 24_000, "n_items": 6_000, "n_ratings": 4_000_000}
 QUICK = {"n_users": 600, "n_items": 300, "n_ratings": 30_000}
 
@@ -50,64 +54,70 @@ def read_part(folder: Path, name: str, part: str) -> Ratings:
         return Ratings(columns["u"], columns["i"], columns["r"])
 
 
-def exchange_ms(processes: Processes, n_items: int, width: int, turns: int = 100) -> float:
-    """Median milliseconds of the messages of one batch: embeddings, their gradients, and the parts of the centers'."""
-    sizes = [n_items // processes.size**2 * width * 4] * processes.size, [8 * 5 * 80] * processes.size
-    taken = []
-    for _ in range(turns):
-        start = time.perf_counter()
-        for size in (sizes[0], sizes[0], sizes[1]):
-            sent, received = np.zeros(sum(size), np.uint8), np.zeros(sum(size), np.uint8)
-            processes.all_to_all(sent, size, received, size)
-        taken.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(taken)
+class Clock(Callback):
+    """Wall and processor seconds of every epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[tuple[float, float]] = []
+
+    def on_train_start(self, model: Any, n_batches: int, epochs: int) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def on_epoch_end(self, record: Any, model: Any) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.seconds.append((now[0] - self._start[0], now[1] - self._start[1]))
+        self._start = now
 
 
-def child(folder: Path, name: str, epochs: int, out: Path) -> None:
+def child(folder: Path, name: str, epochs: int, way: str, out: Path) -> None:
     """One of the processes of a run."""
     cores = sorted(os.sched_getaffinity(0))
+    if way == MESSAGES:
+        mfdmc_fast.epochs.open_rings = lambda processes: None  # type: ignore[attr-defined]
     with joined("cpu") as processes:
         if processes.size <= len(cores):
             os.sched_setaffinity(0, {cores[processes.rank]})
         train, test = read_part(folder, name, "train"), read_part(folder, name, "test")
-        model = MFDMC(seed=1, epochs=epochs).fit(train)
-        messages = exchange_ms(processes, len(model.items_), 33) if processes.size > 1 else 0.0
-        seconds = [record.seconds for record in model.history_.epochs[1:]]
+        clock = Clock()
+        model = MFDMC(seed=1, epochs=epochs).fit(train, callbacks=[clock])
+        wall, processor = np.median(clock.seconds[1:], axis=0).tolist()
         result = {
             "rmse": model.evaluate(test)["rmse"],
-            "epoch_seconds": statistics.median(seconds),
-            "fastest_epoch_seconds": min(seconds),
-            "exchange_ms": messages,
+            "epoch_seconds": wall,
+            "epoch_processor_seconds": float(processes.gather(processor).max()),
             "batches": -(-len(train) // model.history_.batch_size),
         }
         if processes.is_first:
             out.write_text(json.dumps(result))
 
 
-def run(folder: Path, name: str, epochs: int, n: int) -> dict[str, Any]:
+def run(folder: Path, name: str, epochs: int, n: int, way: str) -> dict[str, Any]:
     """What `child` measures in n processes."""
     out = folder / "result.json"
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(n), "-m", "benchmarks.processes"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*start, "--child", str(folder), name, str(epochs), str(out)], check=True, env=environment)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    command = [*start, "-m", "benchmarks.processes", "--child", str(folder), name, str(epochs), way, str(out)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return dict(json.loads(out.read_text()))
 
 
 def measure(folder: Path, name: str, epochs: int, rounds: int, numbers: list[int]) -> dict[str, Any]:
-    """Runs in turn, and their ratios."""
+    """Runs in turn, and how many times as fast as one process several are."""
     write_split(folder, name)
-    runs: dict[int, list[dict[str, Any]]] = {n: [] for n in numbers}
+    ways = {str(n): (n, "memory") for n in [1, *numbers]} | {f"2, {MESSAGES}": (2, MESSAGES)}
+    runs: dict[str, list[dict[str, Any]]] = {label: [] for label in ways}
     for _ in range(rounds):
-        for n in numbers:
-            runs[n].append(run(folder, name, epochs, n))
-            print(name, n, json.dumps(runs[n][-1]), flush=True)
+        for label, (n, way) in ways.items():
+            runs[label].append(run(folder, name, epochs, n, way))
+            print(name, label, json.dumps(runs[label][-1]), flush=True)
+
+    def ratios(label: str, what: str) -> list[float]:
+        return [one[what] / many[what] for one, many in zip(runs["1"], runs[label], strict=True)]
+
     return {
         "epochs": epochs,
-        "rmse": {n: of_n[0]["rmse"] for n, of_n in runs.items()},
-        "speed_beside_one_process": {
-            n: [one["epoch_seconds"] / many["epoch_seconds"] for one, many in zip(runs[numbers[0]], of_n, strict=True)]
-            for n, of_n in runs.items()
-        },
+        "rmse": {label: of_label[0]["rmse"] for label, of_label in runs.items()},
+        "speed": {label: ratios(label, "epoch_seconds") for label in runs},
+        "speed_by_processor_time": {label: ratios(label, "epoch_processor_seconds") for label in runs},
         "runs": runs,
     }
 
@@ -117,24 +127,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few ratings in one and two processes: only that it runs")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="others stand beside the first")
+    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="beside one")
     parser.add_argument("--data", nargs="+", choices=["ml-1m", "planted"], default=["ml-1m", "planted"])
     parser.add_argument("--json", type=Path, help=f"file to write, such as {RESULTS / 'processes.json'}")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(Path(args.child[0]), args.child[1], int(args.child[2]), Path(args.child[3]))
+        folder, name, epochs, way, out = args.child
+        child(Path(folder), name, int(epochs), way, Path(out))
         return
     numbers, data = " ".join(map(str, args.processes)), " ".join(args.data)
     command = f"python -m benchmarks.processes --rounds {args.rounds} --processes {numbers} --data {data}"
     with tempfile.TemporaryDirectory(prefix="mfdmc-processes-") as folder:
         if args.quick:
-            command, results = "python -m benchmarks.processes --quick", measure(Path(folder), "quick", 3, 1, [1, 2])
+            command, results = "python -m benchmarks.processes --quick", measure(Path(folder), "quick", 3, 1, [2])
             results = {"quick": results}
         else:
-            epochs = {"ml-1m": 60, "planted": 12}
+            of_data = {"ml-1m": 60, "planted": 12}
             results = {
-                name: measure(Path(folder), name, epochs[name], args.rounds, args.processes) for name in args.data
+                name: measure(Path(folder), name, of_data[name], args.rounds, args.processes) for name in args.data
             }
     print(json.dumps(results, indent=1))
     if args.json:

@@ -50,6 +50,9 @@ inline const Kernels& kernels_named(const std::optional<std::string>& name) {
 // The trainer and batch_loss.
 void define_training(py::module_& module);
 
+// What training in several processes is given.
+void define_exchange(py::module_& module);
+
 // Bayesian matrix factorization.
 void define_gibbs(py::module_& module);
 

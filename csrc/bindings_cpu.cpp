@@ -155,6 +155,7 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("scores").noconvert(), "Writes the n best items of each user and their scores.");
   define_score_pairs<float>(module);
   define_score_pairs<double>(module);
+  mfdmc::bindings::define_exchange(module);
   mfdmc::bindings::define_training(module);
   mfdmc::bindings::define_gibbs(module);
   mfdmc::bindings::define_fold_in(module);

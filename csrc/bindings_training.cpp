@@ -1,18 +1,16 @@
 // Trainer, batch_loss and what they share: checks the arrays, releases the GIL, calls.
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include "bindings.hpp"
-#include "cpu/shared_rings.hpp"
+#include "bindings_exchange.hpp"
 #include "cpu/trainer.hpp"
 
 namespace mfdmc::bindings {
@@ -194,56 +192,6 @@ struct Schedule {
     setup.update.schedule = arrays();
     setup.update.step = static_cast<std::int32_t>(step);
     setup.center_step = center_step.data();
-  }
-};
-
-// Rings in memory that an array holds.
-struct PyRings {
-  Array<std::uint8_t> memory;
-  std::vector<int> ends;  // closed with this
-  SharedRings rings;
-
-  PyRings(Array<std::uint8_t> memory_, std::int64_t capacity, int rank, std::vector<int> ends_)
-      : memory(std::move(memory_)),
-        ends(std::move(ends_)),
-        rings(reinterpret_cast<char*>(memory.mutable_data()), capacity, rank, ends, [] {
-          py::gil_scoped_acquire acquire;
-          if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        }) {
-    const int n = static_cast<int>(ends.size());
-    if (rank < 0 || rank >= n || capacity < 64 || capacity % 64 || memory.size() != SharedRings::size(n, capacity))
-      throw py::value_error("the memory must be that of rings between the processes");
-  }
-  PyRings(const PyRings&) = delete;
-  ~PyRings() {
-    for (const int end : ends)
-      if (end >= 0) ::close(end);
-  }
-};
-
-// What one of several processes has of the training.
-struct Share {
-  int rank, n_processes;
-  std::int64_t first, total;  // number of its first rating among all, and of all
-  py::object all_to_all;      // (sent [bytes], their sizes by rank, received [bytes], their sizes by rank)
-  py::object rings;           // SharedRings to be used in its place, or None
-
-  Exchange::Swap swap() const {
-    if (!rings.is_none()) {
-      SharedRings& shared = rings.cast<PyRings&>().rings;
-      return [kept = rings, &shared](const Exchange::Messages& sent, Exchange::Messages& received) {
-        shared.swap(sent, received);
-      };
-    }
-    return [call = all_to_all](const Exchange::Messages& sent, Exchange::Messages& received) {
-      py::gil_scoped_acquire acquire;
-      const auto bytes = [](const Exchange::Messages& messages) {
-        const std::int64_t size = std::accumulate(messages.sizes.begin(), messages.sizes.end(), std::int64_t{0});
-        auto* const data = reinterpret_cast<std::uint8_t*>(const_cast<char*>(messages.bytes.data()));
-        return py::array_t<std::uint8_t>(size, data, py::none());  // with a base it shares the memory
-      };
-      call(bytes(sent), sent.sizes, bytes(received), received.sizes);
-    };
   }
 };
 
@@ -479,18 +427,6 @@ void define_training(py::module_& module) {
            py::arg("optimizer"), py::arg("logit_step").noconvert(), py::arg("bias_step").noconvert(),
            py::arg("center_step").noconvert(), py::arg("inverse_root").noconvert(), py::arg("beta1"),
            py::arg("beta2"), py::arg("epsilon"));
-  py::class_<Share>(module, "Share")
-      .def(py::init([](int rank, int n_processes, std::int64_t first, std::int64_t total, py::object all_to_all,
-                       py::object rings) {
-             return Share{rank, n_processes, first, total, std::move(all_to_all), std::move(rings)};
-           }),
-           py::kw_only(), py::arg("rank"), py::arg("n_processes"), py::arg("first"), py::arg("total"),
-           py::arg("all_to_all"), py::arg("rings"));
-  py::class_<PyRings>(module, "SharedRings")
-      .def(py::init<Array<std::uint8_t>, std::int64_t, int, std::vector<int>>(), py::arg("memory").noconvert(),
-           py::arg("capacity"), py::arg("rank"), py::arg("ends"))
-      .def_static("size", &SharedRings::size, py::arg("n_processes"), py::arg("capacity"));
-  py::register_exception<PeerEnded>(module, "PeerEnded", PyExc_ConnectionError);
   py::register_exception<RatingFileError>(module, "RatingFileError", PyExc_OSError);
   py::class_<PyTrainer>(module, "Trainer")
       .def(py::init<Indices, Rows, Floats, std::int64_t, std::int64_t, std::uint64_t, std::int64_t, int,

@@ -30,7 +30,11 @@ from mfdmc_fast.sharding import ShardedRows
 
 
 class Callback:
-    """Base class of callbacks; override what you need. Callbacks must not change the model."""
+    """Base class of callbacks; override what you need. Callbacks must not change the model.
+
+    Where several processes train, each has its callbacks, and the model that they get has the rows of its own users
+    alone; those of other processes' items are as they were when all were last brought together.
+    """
 
     def on_teacher_sweep(self, sweep: int, sweeps: int) -> None:
         """After each sweep of a Bayesian teacher, before the first epoch; the first sweep is 1."""
@@ -67,6 +71,9 @@ def fit(
 ) -> TrainingHistory:
     """Train a model in place with the settings in `model.config`.
 
+    In an initialized torch.distributed process group, all processes train one model: all call this with the same
+    arguments, and all have the whole model afterwards.
+
     Args:
         model: its rows are those of the dataset's vocabularies.
         train: encoded ratings without unknown ids. Unless they are in (user, item) order, `RatingsDataset.sorted`
@@ -76,7 +83,7 @@ def fit(
         callbacks: called in order.
         scale: lowest and highest rating, to which predictions are clipped for validation; None: those of `train`.
         checkpoints: where the state of the run goes after some epochs and at the end, and from where it is resumed;
-            entered.
+            entered. Of several processes, only number 0 gives them.
 
     Returns:
         The history. Deterministic: the same seed, data, versions and backend give bit-identical parameters (the
@@ -84,6 +91,7 @@ def fit(
         resumed.
 
     Raises:
+        ProcessEnded: another process of the group has ended.
         TrainingDiverged: the loss is NaN or infinite.
         ConfigError: early stopping or `keep="best"` without validation ratings; checkpoints of another run.
         DataError: a checkpoint cannot be written.

@@ -18,7 +18,15 @@ from rich.table import Table
 from mfdmc_fast.cli.signals import INTERRUPTED
 from mfdmc_fast.data import PrepareProgress
 from mfdmc_fast.distributed import n_started
-from mfdmc_fast.errors import BackendUnavailable, ConfigError, DataError, MFDMCError, ModelFileError, TrainingDiverged
+from mfdmc_fast.errors import (
+    BackendUnavailable,
+    ConfigError,
+    DataError,
+    MFDMCError,
+    ModelFileError,
+    ProcessEnded,
+    TrainingDiverged,
+)
 from mfdmc_fast.progress import PrepareBar, ProgressBar, TrialsBar
 from mfdmc_fast.training import Callback
 from mfdmc_fast.tuning import Trial
@@ -30,6 +38,7 @@ _EXIT_CODES: tuple[tuple[type[MFDMCError], int], ...] = (
     (ModelFileError, 4),
     (TrainingDiverged, 5),
     (BackendUnavailable, 6),
+    (ProcessEnded, 1),
     (MFDMCError, 1),
 )
 
