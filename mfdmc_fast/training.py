@@ -180,7 +180,7 @@ def _train(
         if pruning is not None:
             rows.align_centers(epochs.optimizer.state)
             history.prune_events += pruning.after_epoch(epoch, model, epochs.optimizer, trained, processes)
-            if epoch == min(pruning.start + COLLAPSE_EPOCHS - 1, config.epochs):
+            if processes.is_first and epoch == min(pruning.start + COLLAPSE_EPOCHS - 1, config.epochs):
                 warn_of_collapse(history.prune_events, model.config)
         if watch is not None:
             rows.share_items()

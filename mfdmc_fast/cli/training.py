@@ -94,6 +94,8 @@ def train(
                 resume=resume,
             )
         except KeyboardInterrupt:
+            if not processes.is_first:
+                raise KeyboardInterrupt("process 0 says how to continue") from None
             there = None if checkpoints is None else checkpoints.what_there_is()
             raise KeyboardInterrupt(
                 f"{there}; to continue, give the same command with --resume" if there else "nothing was written"
