@@ -179,6 +179,16 @@ def test_validation_is_that_of_all_and_the_best_epoch_is_kept(
     assert_same_bits(runs)
 
 
+def test_validation_may_be_of_the_users_of_one_process(data: RatingsDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = data.take(data.user_idx == 59)
+
+    def work(_: Any) -> tuple[RatingModel, TrainingHistory]:
+        model = new_model(CONFIGS["concat"], data)
+        return model, fit(model, data, validation)
+
+    assert_close(together(3, work, monkeypatch)[0], work(None))
+
+
 class _Stop(Callback):
     """Ends a run after its third epoch, by asking or by force."""
 
